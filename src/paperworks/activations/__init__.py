@@ -1,0 +1,1 @@
+"""Activation functions and activation layers as drop-in `torch.nn` modules, one module a paper."""
