@@ -39,6 +39,7 @@ def noise(trial: Trial, arm: Arm) -> dict[str, float]:
     mean, spread = arm.build()
     shared = torch.randn((), generator=trial.generator("data"))
     own = torch.randn((), generator=trial.generator(arm.key))
+    print("said on standard output")
     with trial.global_generators("weights"):
         shared = shared + torch.nn.Linear(1, 1).weight.item()
     time.sleep(trial.settings["sleep"])
@@ -47,7 +48,7 @@ def noise(trial: Trial, arm: Arm) -> dict[str, float]:
     return {"score": float(trial.settings["scale"] * (mean + shared + spread * own))}
 
 
-@protocol("trouble", metrics={"score": "never"}, time_limit=2.0, memory_limit_gib=1.0)
+@protocol("trouble", metrics={"score": "never"}, time_limit=12.0, memory_limit_gib=1.0)
 def trouble(trial: Trial, arm: Arm) -> dict[str, float]:
     kind = arm.options.get("kind", "fine")
     if kind == "raise":
@@ -59,7 +60,7 @@ def trouble(trial: Trial, arm: Arm) -> dict[str, float]:
     if kind == "hang":
         time.sleep(600)
     if kind == "memory":
-        held = [bytearray(os.urandom(1 << 20) * 64) for _ in range(40)]
+        held = b"x" * (5 << 28)
         time.sleep(600)
         return {"score": float(len(held))}
     if kind == "kill":

@@ -197,7 +197,7 @@ def _save_arena(found: Any, rows: Any, path: Path) -> None:
 @app.command()
 def bench(
     id: str,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=3)] = 20,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=6)] = 20,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:

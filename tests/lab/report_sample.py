@@ -11,7 +11,7 @@ from paperworks.lab import statistics
 from paperworks.lab.nouns import Arm, BestOf, Bound, Criterion, Figure, Finding, Need, Paper, Setting, Tiers, protocol
 from paperworks.lab.records import Comparison, Machine, TrialResult, TrialSpec, Verdict
 
-HERE = "report_sample"
+HERE = "lab.report_sample"
 START = datetime(2025, 11, 20, 9, 30, tzinfo=UTC)
 MACHINE = Machine(
     "9f3a1c0b7d2e4a55", "AMD EPYC 7763 64-Core Processor", 2, 7.8, "Linux 6.1.0", "3.11.9", "",
@@ -62,11 +62,10 @@ def accuracy_by_epoch(figure, results):
     axes[0].legend()
     axes[0].set(title="Test accuracy", xlabel="epoch")
     for place, comparison in enumerate(results.values("more-accurate")):
-        axes[1].errorbar(
-            comparison.observed, place, xerr=[[comparison.observed - comparison.low], [comparison.high - comparison.observed]],
-            fmt="o", color="black",
-        )  # fmt: skip
+        axes[1].plot([comparison.low, comparison.high], [place, place], color="black")
+        axes[1].plot(comparison.observed, place, "o", color="black", markeredgecolor="white")
     axes[1].axvline(0, color="0.5", linewidth=0.8)
+    axes[1].locator_params("x", nbins=4)
     axes[1].set(title="Difference to the baseline", yticks=[0, 1], yticklabels=["ReLU", "SiLU"], ylim=(-0.6, 1.6))
 
 
@@ -91,8 +90,9 @@ def ash_paper() -> Paper:
         venue="NeurIPS 2022",
         code="https://github.com/kyungsu-lee-ksl/ASH",
         summary=(
-            "A unit passes its value on when that value belongs to the top `k` percent of its feature map. The threshold "
-            "comes from the map's own mean and standard deviation, so nothing is sorted, and the percentile is learned.\n\n"
+            "A unit passes its value on when that value belongs to the top `k` percent of its feature map. The "
+            "threshold comes from the map's own mean and standard deviation, so nothing is sorted, and the percentile "
+            "is learned.\n\n"
             "With a fixed threshold of zero the function is SiLU: what is new is the statistics, one pair of trainable "
             "scalars a layer."
         ),
@@ -114,10 +114,14 @@ def ash_paper() -> Paper:
                 "output of a sample depends on its neighbours.",
                 ("generalises-swish", "selected-share"),
             ),
-            Finding("Counted with batch normalisation, the parameters added are 0.0004 % of the network.", ("parameters",)),
+            Finding(
+                "Counted with batch normalisation, the parameters added are 0.0004 % of the network.", ("parameters",)
+            ),
         ],
         figures=[
-            Figure(f"{HERE}:accuracy_by_epoch", "Accuracy over epochs, mean and range of ten seeds, and the differences."),
+            Figure(
+                f"{HERE}:accuracy_by_epoch", "Accuracy over epochs, mean and range of ten seeds, and the differences."
+            ),
             Figure(f"{HERE}:accuracy_of_nothing", "The same on CIFAR-10."),
             Figure(f"{HERE}:broken", "A figure whose function raises."),
         ],
@@ -234,9 +238,10 @@ def _measured_claims(paper: Paper) -> None:
 
 def small_paper(id: str, area: str, title: str) -> Paper:
     """A card with one exact and one measured claim."""
+    method = f"paperworks.{area}.{id.replace('-', '_')}"
     paper = Paper(
-        id=id, title=title, area=area, arxiv="2405.12954", date=date(2024, 5, 18), authors="A. Author et al.", n_authors=8,
-        summary="One sentence.", method=f"paperworks.{area}.{id.replace('-', '_')}", usage="import paperworks",
+        id, title, area, "2405.12954", date(2024, 5, 18), "A. Author et al.", 8, "One sentence.", method,
+        usage="import paperworks",
     )  # fmt: skip
     paper.exact("A count is 7.", source="Table 2", expect=Bound(equals=7))(_named("count"))
     paper.measured(
@@ -257,7 +262,10 @@ def compare(criterion: Criterion, method, baseline, level: float = 0.05) -> Comp
     margin = float(np.log(criterion.margin)) if ratio else criterion.margin
     found = statistics.estimate(values, margin)
     adjusted = statistics.interval(values, 1 - level)[:2] if level else (None, None)
-    back = (lambda v: None if v is None else float(np.exp(v)) if ratio else float(v))
+
+    def back(v):
+        return None if v is None else float(np.exp(v)) if ratio else float(v)
+
     return Comparison(
         label=str(criterion),
         side=statistics.decide(found, margin, criterion.direction, level),
@@ -344,13 +352,25 @@ def sample_store() -> MemoryStore:
     store.keep("ash", "no-sorting", "fails", [slow], seeds=10, seconds=3900.0)
     criterion = paper.claim("sparse-enough").criteria[0]
     same = compare(criterion, [0.95] * 10, None, 0.0125)
-    store.keep("ash", "sparse-enough", "holds", [same], seeds=10, settings={"data": "imagefolder:/data/street", "epochs": 20})
     store.keep(
-        "ash", "needs-cifar", "not run", kind="needs", reason="needs CIFAR-10 as Python batches (--set data=...)", seconds=0.0
+        "ash", "sparse-enough", "holds", [same], seeds=10, settings={"data": "imagefolder:/data/street", "epochs": 20}
+    )
+    store.keep(
+        "ash",
+        "needs-cifar",
+        "not run",
+        kind="needs",
+        reason="needs CIFAR-10 as Python batches (--set data=...)",
+        seconds=0.0,
     )
     broken = [store.trial(METHOD, seed + 100, error=TRACEBACK) for seed in range(3)]
     store.keep(
-        "ash", "hard-ash-forgets-less", "error", reason="3 of 20 trials ended in an error", seeds=10, trials=tuple(broken)
+        "ash",
+        "hard-ash-forgets-less",
+        "error",
+        reason="3 of 20 trials ended in an error",
+        seeds=10,
+        trials=tuple(broken),
     )
     return store
 
@@ -375,5 +395,7 @@ def sample_papers() -> list[Paper]:
     return [
         ash_paper(),
         small_paper("crrelu", "activations", "A Method on Searching Better Activation Functions"),
-        small_paper("swin-x2s", "swin", "Swin-X2S: Reconstructing Three-Dimensional Shapes from X-ray Images with Transformers"),
+        small_paper(
+            "swin-x2s", "swin", "Swin-X2S: Reconstructing Three-Dimensional Shapes from X-ray Images with Transformers"
+        ),
     ]

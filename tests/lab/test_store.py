@@ -1,50 +1,26 @@
-"""The store: facts that hold on SQLite and on PostgreSQL, and those of SQLite's file."""
+"""The store on SQLite and on PostgreSQL: what is put comes back, which of two results stays, which verdicts are new."""
 
-import os
-import platform
-import signal
-import sqlite3
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from math import copysign, inf, nan
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, inspect, text
 
 from paperworks.lab.records import Comparison, Machine, TrialResult, TrialSpec, Verdict
-from paperworks.lab.store import Store, StoreError, database, open_store, schema
-from paperworks.lab.store.tables import metadata, pack, restored, storable, unpack
+from paperworks.lab.store import Store, StoreError, open_store
+from paperworks.lab.store.tables import pack, restored, storable, unpack
 
 MORNING = datetime(2026, 4, 24, 8, 30, 0, 123456, tzinfo=UTC)
 MACHINE = Machine("m1", "a CPU", 2, 23.5, "Debian", "3.11.7", "", {"torch": "2.13.0"})
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new, empty database of either kind."""
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
-    return f"sqlite:///{tmp_path / 'store.sqlite'}"
-
-
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with open_store(url) as opened:
+def store(store_url: str) -> Iterator[Store]:
+    with open_store(store_url) as opened:
         yield opened
 
 
@@ -60,23 +36,12 @@ def failed(of: TrialSpec, error: str = "ValueError", at: datetime = MORNING) -> 
     return TrialResult(of.key, "error", error=error, finished=at)
 
 
-def verdict(at: datetime = MORNING, **changes: Any) -> Verdict:
-    return Verdict(**({"paper": "ash", "claim": "c1", "kind": "measured", "status": "holds", "tier": "desk",
-                       "device": "cpu", "seeds": 10, "created": at} | changes))  # fmt: skip
+def verdict(at: datetime = MORNING, claim: str = "c1", **changes: Any) -> Verdict:
+    return replace(Verdict("ash", claim, "measured", "holds", "desk", "cpu", seeds=10, created=at), **changes)
 
 
 def later(minutes: float) -> datetime:
     return MORNING + timedelta(minutes=minutes)
-
-
-@contextmanager
-def connection(url: str) -> Iterator[Connection]:
-    opened = database.Database(url)
-    try:
-        with opened.engine.connect() as made:
-            yield made
-    finally:
-        opened.close()
 
 
 # trials
@@ -92,12 +57,12 @@ def test_a_trial_comes_back_as_it_was_put(store: Store) -> None:
     assert store.trial("0" * 64) is None
 
 
-def test_results_survive_closing(url: str) -> None:
-    with open_store(url) as store:
+def test_results_survive_closing(store_url: str) -> None:
+    with open_store(store_url) as store:
         store.put_trial(spec(), done(spec()))
         store.put_verdict(verdict())
         store.put_machine(MACHINE)
-    with open_store(url) as store:
+    with open_store(store_url) as store:
         assert store.trial(spec().key) == done(spec())
         assert store.latest_verdicts() == [verdict()]
         assert store.machines() == {"m1": MACHINE}
@@ -220,12 +185,12 @@ def test_times_come_back_in_utc(store: Store) -> None:
 def test_bad_records_are_refused(store: Store) -> None:
     with pytest.raises(ValueError, match="result: got the key"):
         store.put_trial(spec(1), done(spec(2)))
-    with pytest.raises(ValueError, match="result.status: got 'running'"):
+    with pytest.raises(ValueError, match=r"result\.status: got 'running'"):
         store.put_trial(spec(), replace(done(spec()), status="running"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wanted a datetime with a time zone"):
         store.put_trial(spec(), done(spec(), at=datetime(2026, 1, 1)))
     with pytest.raises(TypeError, match="not JSON serializable"):
-        store.put_trial(spec(), replace(done(spec()), machine=MORNING))  # type: ignore[arg-type]
+        store.put_machine(replace(MACHINE, versions={"torch": object()}))  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="keys: got the string 'abc'"):
         store.trials("abc")
     assert store.trials([spec(n).key for n in range(3)]) == {}
@@ -259,7 +224,9 @@ def test_a_verdict_comes_back_with_all_its_numbers(store: Store) -> None:
     put = verdict(comparisons=(comparison, Comparison("", "fails")), trials=("k1", "k2"), settings={"b": 1, "a": "é"})
     store.put_verdict(put)
     [got] = store.latest_verdicts()
-    assert repr(sorted(asdict(got).items())) == repr(sorted(asdict(put).items()))
+    # by repr: NaN does not equal itself, -0.0 equals 0.0; JSONB does not keep the order of names
+    assert repr(got.comparisons) == repr(put.comparisons)
+    assert (got.settings, got.trials) == (put.settings, put.trials)
     assert (got.question, got.content) == (put.question, put.content)
     assert store.put_verdict(replace(got, created=later(1))) is False
 
@@ -306,346 +273,9 @@ def test_machines(store: Store) -> None:
     assert store.machines([]) == {}
 
 
-# several at once
-
-WRITER = """
-import sys
-from paperworks.lab.records import TrialResult, TrialSpec, Verdict
-from paperworks.lab.store import open_store
-url, first, count, every = sys.argv[1], *map(int, sys.argv[2:])
-print("ready", flush=True)
-sys.stdin.readline()
-with open_store(url) as store:
-    new = 0
-    for seed in range(first, first + count):
-        spec = TrialSpec("m:f", "code", seed=seed)
-        store.put_trial(spec, TrialResult(spec.key, "done", {"seed": float(seed)}, error="é" * 2000))
-        print(spec.key, flush=True)
-        if every and seed % every == 0:
-            new += store.put_verdict(Verdict("p", "c", "exact", "holds", "desk", "cpu", reason=str(seed)))
-            store.put_verdict(Verdict("p", f"same {seed - first}", "exact", "holds", "desk", "cpu"))
-    print("new", new, flush=True)
-"""
-
-
-def writer(url: str, first: int, count: int, every: int = 0) -> "subprocess.Popen[str]":
-    arguments = [sys.executable, "-c", WRITER, url, str(first), str(count), str(every)]
-    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def start_together(processes: "list[subprocess.Popen[str]]") -> None:
-    """Imports done, all are let go at once: the first thing they do is to open the new database."""
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-
-def test_two_processes_writing_at_once_lose_nothing(url: str) -> None:
-    processes = [writer(url, 0, 500, every=10), writer(url, 10_000, 500, every=10)]
-    start_together(processes)
-    printed = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    keys = [word for words in printed for word in words if len(word) == 64]
-    with open_store(url) as store:
-        assert len(store.trials(keys)) == len(keys) == 1000
-        told = store.history("p", "c")
-        assert [words[-1] for words in printed] == ["50", "50"]
-        assert sorted(int(v.reason) for v in told) == [*range(0, 500, 10), *range(10_000, 10_500, 10)]
-        # the same answer from both is one verdict
-        assert [len(store.history("p", f"same {seed}")) for seed in range(0, 500, 10)] == [1] * 50
-    with connection(url) as opened:
-        numbers = opened.execute(text("SELECT number FROM verdicts WHERE claim = 'c' ORDER BY number")).scalars()
-        assert list(numbers) == list(range(1, 101))
-
-
-def test_processes_that_open_a_new_database_at_once(url: str) -> None:
-    processes = [writer(url, 10 * n, 1) for n in range(4)]
-    start_together(processes)
-    printed = [process.communicate(timeout=60)[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    with open_store(url) as store:
-        assert len(store.trials([words[0] for words in printed])) == 4
-
-
-def test_a_killed_process_loses_at_most_the_write_it_was_in(url: str) -> None:
-    process = writer(url, 0, 100_000)
-    start_together([process])
-    assert process.stdout is not None
-    keys = [process.stdout.readline().strip() for _ in range(60)]
-    process.send_signal(signal.SIGKILL)
-    keys += [line for line in process.communicate()[0].splitlines() if len(line) == 64]
-    assert process.returncode == -signal.SIGKILL
-    with open_store(url) as store:
-        assert len(store.trials(keys)) == len(keys) < 100_000
-        store.put_trial(spec(), done(spec()))
-        assert store.trial(spec().key) == done(spec())
-    if url.startswith("sqlite"):
-        with connection(url) as opened:
-            assert opened.execute(text("PRAGMA integrity_check")).scalar_one() == "ok"
-
-
-def test_threads_share_a_store(store: Store) -> None:
-    def work(worker: int) -> int:
-        for seed in range(25):
-            one = spec(100 * worker + seed)
-            store.put_trial(one, done(one))
-            assert store.trial(one.key) == done(one)
-        return sum(store.put_verdict(verdict(claim=f"c{n}")) for n in range(10))
-
-    with ThreadPoolExecutor(12) as pool:
-        appended = list(pool.map(work, range(12)))
-    assert sum(appended) == 10
-    assert len(store.trials([spec(100 * worker + seed).key for worker in range(12) for seed in range(25)])) == 300
-
-
-def test_threads_open_a_new_database_at_once(url: str) -> None:
-    with ThreadPoolExecutor(6) as pool:
-        stores = list(pool.map(open_store, [url] * 6))
-    for number, store in enumerate(stores):
-        store.put_trial(spec(number), done(spec(number)))
-    assert len(stores[0].trials([spec(n).key for n in range(6)])) == 6
-    for store in stores:
-        store.close()
-
-
 def test_a_closed_store_says_so(store: Store) -> None:
     store.close()
     store.close()
     for call in (lambda: store.trial("x"), lambda: store.put_machine(MACHINE), store.latest_verdicts):
         with pytest.raises(StoreError, match="the store is closed"):
             call()
-
-
-# migrations
-
-
-def shape(opened: Connection) -> dict[str, Any]:
-    """What the database says of its tables."""
-    seen = inspect(opened)
-    tables = [name for name in seen.get_table_names() if name != schema.VERSION_TABLE]
-    return {
-        name: {
-            "columns": [(c["name"], str(c["type"]), c["nullable"], c["default"]) for c in seen.get_columns(name)],
-            "primary key": seen.get_pk_constraint(name),
-            "foreign keys": seen.get_foreign_keys(name),
-            "checks": [(c["name"], c["sqltext"]) for c in seen.get_check_constraints(name)],
-            "unique": seen.get_unique_constraints(name),
-            "indexes": seen.get_indexes(name),
-        }
-        for name in sorted(tables)
-    }
-
-
-def test_migrations_make_what_the_tables_say_and_take_it_back(url: str) -> None:
-    with connection(url) as opened:
-        context = MigrationContext.configure(
-            opened, opts={"version_table": schema.VERSION_TABLE, "compare_type": True, "render_as_batch": True}
-        )
-        assert compare_metadata(context, metadata) == []
-        migrated = shape(opened)
-        assert {"trials", "verdicts", "machines"} <= set(migrated)
-        opened.rollback()
-        with opened.begin():
-            command.downgrade(schema.config(opened), "base")
-        assert shape(opened) == {}
-        opened.rollback()
-        with opened.begin():
-            metadata.create_all(opened)
-        assert shape(opened) == migrated
-        opened.rollback()
-        with opened.begin():
-            metadata.drop_all(opened)
-    with open_store(url) as store:  # and up again
-        store.put_trial(spec(), done(spec()))
-        assert store.trial(spec().key) == done(spec())
-
-
-def test_every_migration_goes_down_and_up(url: str) -> None:
-    with connection(url) as opened:
-        steps = [script.revision for script in ScriptDirectory.from_config(schema.config(opened)).walk_revisions()]
-        for run, revision in [
-            *((command.downgrade, revision) for revision in [*steps[1:], "base"]),
-            *((command.upgrade, revision) for revision in reversed(steps)),
-        ]:
-            with opened.begin():
-                run(schema.config(opened), revision)
-            with opened.begin():
-                assert schema.is_current(opened) == (revision == steps[0])
-
-
-def test_a_newer_schema_is_refused(url: str) -> None:
-    with connection(url) as opened, opened.begin():
-        opened.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(StoreError, match=r"its schema is 9999, this version knows up to \d{4}: pip install --upgrade"):
-        open_store(url)
-
-
-def test_a_new_migration_can_be_drafted(tmp_path: Path) -> None:
-    """The template makes a module that runs."""
-    scripts = tmp_path / "migrations"
-    (scripts / "versions").mkdir(parents=True)
-    source = Path(schema.__file__).parent / "migrations"
-    (scripts / "script.py.mako").write_text((source / "script.py.mako").read_text())
-    made = ScriptDirectory(str(scripts)).generate_revision("0001", "papers and subscriptions", imports="")
-    assert made is not None
-    assert made.revision == "0001"
-    assert made.module.upgrade.__doc__ == "From an empty database to 0001."
-    made.module.upgrade()
-
-
-# SQLite's file
-
-
-def test_sqlite_is_set_up_for_several_writers(tmp_path: Path) -> None:
-    with connection(str(tmp_path / "new" / "folder" / "a.sqlite")) as opened:
-        values = [opened.execute(text(f"PRAGMA {name}")).scalar_one()
-                  for name in ("journal_mode", "busy_timeout", "foreign_keys", "synchronous")]  # fmt: skip
-    assert values == ["wal", 30_000, 1, 1]
-
-
-def test_where_the_database_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PAPERWORKS_DB", raising=False)
-    monkeypatch.setattr(database.platformdirs, "user_data_path", lambda *a, **k: tmp_path / "data" / a[0])
-    default = tmp_path / "data" / "paperworks" / "paperworks.sqlite"
-    with open_store() as store:
-        assert store.location == str(default)
-        assert repr(store) == f"Store({str(default)!r})"
-    assert default.exists()
-    monkeypatch.setenv("PAPERWORKS_DB", "")
-    assert database.locate().database == str(default)
-    monkeypatch.setenv("PAPERWORKS_DB", f"sqlite:///{tmp_path}/from variable é%20?.sqlite".replace("?", ""))
-    assert database.locate().database == f"{tmp_path}/from variable é%20.sqlite"
-    monkeypatch.setenv("PAPERWORKS_DB", "postgres://me:secret@db.example:5433/papers")
-    assert database.locate().drivername == "postgresql+psycopg"
-    assert database.locate("~/x.sqlite").database == str(Path.home() / "x.sqlite")
-    assert database.locate(Path("x%y?.sqlite")).database == "x%y?.sqlite"
-    with open_store(tmp_path / "x%y?#.sqlite") as store:
-        store.put_machine(MACHINE)
-    assert (tmp_path / "x%y?#.sqlite").exists()
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ("", "wanted a file or a URL"),
-        (":memory:", "wanted a file or a URL"),
-        ("sqlite://", "wanted sqlite:///path/to/file"),
-        ("sqlite:///:memory:", "wanted sqlite:///path/to/file"),
-        ("mysql://me:secret@host/x", "got the scheme 'mysql', wanted sqlite"),
-        ("postgresql+asyncpg://host/x", "got the scheme 'postgresql\\+asyncpg'"),
-        ("postgresql://me:secret@host:port/x", "url: not understood, wanted sqlite"),
-    ],
-)
-def test_urls_that_are_not_understood(bad: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        open_store(bad)
-    assert "secret" not in str(caught.value)
-
-
-def test_an_argument_of_another_type() -> None:
-    with pytest.raises(TypeError, match="url: got int, wanted a path or a URL"):
-        open_store(3)  # type: ignore[arg-type]
-
-
-def test_files_that_are_no_database_are_named(tmp_path: Path) -> None:
-    text_file = tmp_path / "notes.txt"
-    text_file.write_text("not a database\n" * 100)
-    with pytest.raises(StoreError, match=r"notes.txt: is not an SQLite database"):
-        open_store(text_file)
-    assert text_file.read_text() == "not a database\n" * 100
-    with pytest.raises(StoreError, match=f"{tmp_path}: cannot be opened"):
-        open_store(tmp_path)
-    with pytest.raises(StoreError, match="its folder cannot be made"):
-        open_store(text_file / "below" / "a.sqlite")
-
-
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.sqlite"
-    open_store(path).close()
-    path.write_bytes(path.read_bytes()[:4096] + b"\x55" * 8192)
-    with pytest.raises(StoreError, match="a.sqlite: is damaged"), open_store(path) as store:
-        store.machines()
-
-
-def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
-    path = tmp_path / "empty.sqlite"
-    path.touch()
-    with open_store(path) as store:
-        assert store.latest_verdicts() == []
-
-
-def test_a_write_waits_for_another_and_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
-    path = tmp_path / "a.sqlite"
-    with open_store(path) as store:
-        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        other.execute("BEGIN IMMEDIATE")
-        assert store.machines() == {}  # reading goes on
-        threading.Timer(0.4, other.execute, ["COMMIT"]).start()
-        store.put_machine(MACHINE)
-        assert store.machines() == {"m1": MACHINE}
-        monkeypatch.setattr(database, "WAITS", (0.01, 0.01))
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="a.sqlite: stays locked by another process"):
-            store.put_trial(spec(), done(spec()))
-        other.execute("COMMIT")
-        other.close()
-        store.put_trial(spec(), done(spec()))
-
-
-def test_an_open_store_needs_no_lock_when_it_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.sqlite"
-    open_store(path).close()
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
-    monkeypatch.setattr(database, "WAITS", ())
-    with open_store(path) as store:
-        assert store.machines() == {}
-    other.close()
-
-
-def test_rows_survive_a_migration_that_copies_the_table_they_refer_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.sqlite"
-    with connection(str(path)) as opened, opened.begin():
-        opened.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
-        opened.execute(text("CREATE TABLE child (of INTEGER REFERENCES parent (id) ON DELETE CASCADE)"))
-        opened.execute(text("INSERT INTO parent VALUES (1)"))
-        opened.execute(text("INSERT INTO child VALUES (1)"))
-
-    def copy(opened: Connection) -> None:
-        opened.execute(text("CREATE TABLE copied (id INTEGER PRIMARY KEY, name TEXT)"))
-        opened.execute(text("INSERT INTO copied (id) SELECT id FROM parent"))
-        opened.execute(text("DROP TABLE parent"))
-        opened.execute(text("ALTER TABLE copied RENAME TO parent"))
-
-    stand_in = SimpleNamespace(is_current=lambda _: False, upgrade=copy, NewerSchemaError=schema.NewerSchemaError)
-    monkeypatch.setattr(database, "schema", stand_in)
-    with connection(str(path)) as opened:
-        assert opened.execute(text("SELECT of FROM child")).scalars().all() == [1]
-        assert opened.execute(text("PRAGMA foreign_keys")).scalar_one() == 1
-    stand_in.upgrade = lambda opened: opened.execute(text("DELETE FROM parent"))
-    with pytest.raises(StoreError, match="leaves 1 rows that refer to nothing"):
-        open_store(path)
-    with sqlite3.connect(path) as raw:  # and nothing of that migration stays
-        assert raw.execute("SELECT id FROM parent").fetchall() == [(1,)]
-
-
-@pytest.mark.skipif(platform.system() == "Windows" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    path = tmp_path / "a.sqlite"
-    path.touch(0o400)
-    with pytest.raises(StoreError, match="a.sqlite: cannot be written"):
-        open_store(path)
-
-
-def test_postgres_without_psycopg_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ImportError, match=r"pip install 'paperworks\[postgres\]'"):
-        open_store("postgresql://localhost/papers")

@@ -58,7 +58,8 @@ static inline float slope(float x, float e) { return e == 0.0f ? 0.0f : (1.0f - 
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* In the backward pass `partial` has room for every piece: channels x (blocks of ROWS rows, or outer x pieces). */
+/* In the backward pass `partial` has room for every piece: channels x (blocks of ROWS rows, or outer x pieces). With
+ * `uniform` g is one value, repeated over a piece (or a row of channels). */
 #define DEFINE(T)                                                                                                      \
     static void row_forward_##T(const T##_t *x, float eps, T##_t *y, int64_t n) {                                      \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                          \
@@ -98,7 +99,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
     }                                                                                                                  \
                                                                                                                        \
     void crrelu_backward_##T(const T##_t *x, const T##_t *g, const float *eps, T##_t *dx, float *partial, float *deps, \
-                             int64_t outer, int64_t channels, int64_t inner, int threads) {                            \
+                             int64_t outer, int64_t channels, int64_t inner, int uniform, int threads) {               \
         int64_t pieces = inner == 1 ? 1 : (inner + PIECE - 1) / PIECE;                                                 \
         int64_t blocks = inner == 1 ? (outer + ROWS - 1) / ROWS : outer;                                               \
         if (inner == 1) {                                                                                              \
@@ -106,9 +107,9 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
                 float *sum = partial + b * channels;                                                                   \
                 memset(sum, 0, (size_t)channels * sizeof *sum);                                                        \
                 for (int64_t o = b * ROWS; o < smaller(outer, (b + 1) * ROWS); o++) {                                  \
-                    int64_t at = o * channels;                                                                         \
+                    int64_t at = o * channels, g_at = uniform ? 0 : at;                                                \
                     _Pragma("omp simd") for (int64_t c = 0; c < channels; c++) {                                       \
-                        float v = load_##T(x[at + c]), u = load_##T(g[at + c]), e = bell(v);                           \
+                        float v = load_##T(x[at + c]), u = load_##T(g[g_at + c]), e = bell(v);                         \
                         dx[at + c] = store_##T(u * ((v > 0.0f ? 1.0f : 0.0f) + eps[c] * slope(v, e)));                 \
                         sum[c] += u * correction(v, e);                                                                \
                     }                                                                                                  \
@@ -118,7 +119,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
             int64_t items = outer * channels * pieces;                                                                 \
             _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t k = 0; k < items; k++) {    \
                 int64_t row = k / pieces, begin = k % pieces * PIECE, at = row * inner + begin;                        \
-                partial[k] = row_backward_##T(x + at, g + at, eps[row % channels], dx + at,                            \
+                partial[k] = row_backward_##T(x + at, uniform ? g : g + at, eps[row % channels], dx + at,              \
                                               smaller(PIECE, inner - begin));                                          \
             }                                                                                                          \
         }                                                                                                              \

@@ -10,7 +10,7 @@ on tensors of any shape, the input's dtype kept. `torch.distributions.Normal` is
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def as_density(density: Any) -> Density:
             f"density: got {type(density).__name__} without {', '.join(missing)}, wanted an object with pdf, dpdf, "
             "cdf and support, or torch.distributions.Normal"
         )
-    return density
+    return cast(Density, density)
 
 
 def in_float(function: Callable[[Tensor], Tensor], z: Tensor, name: str = "z") -> Tensor:
@@ -192,9 +192,9 @@ class EmpiricalDensity:
         position = (values - self._low) * (fine / (self._high - self._low))
         cell = np.minimum(position.astype(np.int64), fine - 1)
         share = position - cell
-        weights = np.bincount(cell, 1 - share, fine + 1) + np.bincount(cell + 1, share, fine + 1)
-        centres = np.linspace(self._low, self._high, fine + 1)[weights > 0]
-        weights = weights[weights > 0] / values.size
+        shares = np.bincount(cell, 1 - share, fine + 1) + np.bincount(cell + 1, share, fine + 1)
+        centres = np.linspace(self._low, self._high, fine + 1)[shares > 0]
+        weights = shares[shares > 0] / values.size
         cdf, pdf, dpdf = np.empty((3, points))
         for first in range(0, points, 64):  # the matrix of all distances would not fit for a fine grid
             rows = slice(first, first + 64)
@@ -255,7 +255,7 @@ def _free_steps(points: int) -> float:
 
 
 def _quintic(value: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Coefficients, lowest power first, of the quintics with the given value and derivatives (per step) at the nodes."""
+    """Coefficients, lowest power first, of the quintics with these values and derivatives (per step) at the nodes."""
     rise, v, a = np.diff(value), first[:-1], second[:-1]
     w, b = first[1:], second[1:]
     cubic = 10 * rise - 6 * v - 4 * w - 1.5 * a + 0.5 * b

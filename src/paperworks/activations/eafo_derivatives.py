@@ -77,6 +77,10 @@ def _leaky_slope(z: Tensor) -> Tensor:
     return torch.where(z > 0, 1.0, torch.full_like(z, 0.01))
 
 
+def _hard_sigmoid(z: Tensor) -> Tensor:
+    return F.relu6(z + 3) / 6  # F.hardsigmoid has no second derivative in torch
+
+
 def _hard_sigmoid_slope(z: Tensor) -> Tensor:
     return (z.abs() < 3).to(z.dtype) / 6
 
@@ -90,37 +94,35 @@ BASES: dict[str, Base] = {
     "sigmoid": Base(torch.sigmoid, _logistic, _sigmoid_curvature),
     "softplus": Base(F.softplus, torch.sigmoid, _logistic),
     "elu": Base(F.elu, _elu_slope, _elu_curvature),
-}
-# torch has no second derivative of this one, so it cannot be left to torch.func.
-_HARD_SIGMOID = Base(F.hardsigmoid, _hard_sigmoid_slope, None)
-
-_BY_FUNCTION: dict[Any, Base] = {
-    torch.relu: BASES["relu"],
-    F.sigmoid: BASES["sigmoid"],
-    F.tanh: BASES["tanh"],
-    F.hardsigmoid: _HARD_SIGMOID,
-    **{base.value: base for base in BASES.values()},
-}
-# Module classes with the settings under which they are the function above.
-_BY_MODULE: dict[type[nn.Module], tuple[Base, dict[str, Any]]] = {
-    nn.ReLU: (BASES["relu"], {}),
-    nn.LeakyReLU: (BASES["leaky_relu"], {"negative_slope": 0.01}),
-    nn.GELU: (BASES["gelu"], {"approximate": "none"}),
-    nn.SiLU: (BASES["silu"], {}),
-    nn.Tanh: (BASES["tanh"], {}),
-    nn.Sigmoid: (BASES["sigmoid"], {}),
-    nn.Softplus: (BASES["softplus"], {"beta": 1.0, "threshold": 20.0}),
-    nn.ELU: (BASES["elu"], {"alpha": 1.0}),
-    nn.Hardsigmoid: (_HARD_SIGMOID, {}),
+    "hardsigmoid": Base(_hard_sigmoid, _hard_sigmoid_slope, None),
 }
 
+_BY_FUNCTION: dict[Any, str] = {
+    torch.relu: "relu",
+    F.sigmoid: "sigmoid",
+    F.tanh: "tanh",
+    F.hardsigmoid: "hardsigmoid",
+    **{base.value: name for name, base in BASES.items()},
+}
+# Module classes with the settings under which they are the function of that name.
+_BY_MODULE: dict[type[nn.Module], tuple[str, dict[str, Any]]] = {
+    nn.ReLU: ("relu", {}),
+    nn.LeakyReLU: ("leaky_relu", {"negative_slope": 0.01}),
+    nn.GELU: ("gelu", {"approximate": "none"}),
+    nn.SiLU: ("silu", {}),
+    nn.Tanh: ("tanh", {}),
+    nn.Sigmoid: ("sigmoid", {}),
+    nn.Softplus: ("softplus", {"beta": 1.0, "threshold": 20.0}),
+    nn.ELU: ("elu", {"alpha": 1.0}),
+    nn.Hardsigmoid: ("hardsigmoid", {}),
+}
 
-def closed_form(f: Any) -> Base | None:
-    """The `Base` of a torch function or module that has one, else None."""
+
+def name_of(f: Any) -> str | None:
+    """The name in `BASES` of a torch function or module that has closed forms, else None."""
     if isinstance(f, nn.Module):
-        base, settings = _BY_MODULE.get(type(f), (None, {}))
-        same = all(getattr(f, name) == value for name, value in settings.items())
-        return base if same else None
+        name, settings = _BY_MODULE.get(type(f), (None, {}))
+        return name if all(getattr(f, key) == value for key, value in settings.items()) else None
     try:
         return _BY_FUNCTION.get(f)
     except TypeError:  # an unhashable callable
@@ -137,18 +139,20 @@ def derivative(f: Function) -> Function:
 
 def slope(f: Any, z: Tensor) -> Tensor:
     """f'(z). An object may give its own by a method `first_two_derivatives(z) -> (f'(z), f''(z))`."""
-    base = closed_form(f)
-    if base is not None:
-        return base.slope(z)
+    name = name_of(f)
+    if name is not None:
+        return BASES[name].slope(z)
     return f.first_two_derivatives(z)[0] if hasattr(f, "first_two_derivatives") else derivative(f)(z)
 
 
 def slopes(f: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     """f'(z) and f''(z)."""
-    base = closed_form(f)
-    if base is not None:
-        return base.slope(z), torch.zeros_like(z) if base.curvature is None else base.curvature(z)
+    name = name_of(f)
+    if name is not None:
+        _, first, second = BASES[name]
+        return first(z), torch.zeros_like(z) if second is None else second(z)
     if hasattr(f, "first_two_derivatives"):
-        return f.first_two_derivatives(z)
-    first = derivative(f)
-    return first(z), derivative(first)(z)
+        first_and_second: tuple[Tensor, Tensor] = f.first_two_derivatives(z)
+        return first_and_second
+    rate = derivative(f)
+    return rate(z), derivative(rate)(z)

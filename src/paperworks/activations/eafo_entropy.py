@@ -27,7 +27,7 @@ from paperworks.activations.eafo_derivatives import Function, derivative, slope,
 _NODES, _WEIGHTS = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(8))
 _CELL_ERROR = 1e-9  # nats; a cell that two estimates disagree on by more is halved
 _TAIL_MASS = (1e-18, 1e-15)  # left out below and above; 1 - F is no more accurate than the second
-_FLAT_MASS = 1e-12  # below this a vanishing derivative is rounding, not a flat stretch
+FLAT_MASS = 1e-12  # below this a vanishing derivative is rounding, not a flat stretch
 
 
 def eafo_correction(inverse: Function, density: Any, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def activation_entropy(f: Function, density: Any, *, points: int = 20001, branch
         raise ValueError(f"branch: got {branch!r}, wanted None or 'positive'")
     inside = (lambda z: z > 0) if branch else None
     value, flat = entropy_and_flat_mass(f, as_density(density), points=points, inside=inside)
-    return -math.inf if flat > _FLAT_MASS else value
+    return -math.inf if flat > FLAT_MASS else value
 
 
 def entropy_and_flat_mass(

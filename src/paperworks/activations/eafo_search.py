@@ -19,10 +19,11 @@ from paperworks.activations.eafo_derivatives import Function, slope
 from paperworks.activations.eafo_entropy import direction, entropy_and_flat_mass, in_double, integrate
 from paperworks.activations.eafo_table import TableActivation
 
-_POINTS = 401
+POINTS = 401
 _REACH = 6.0  # standard deviations on either side of the mean
 _ARMIJO = 1e-4
 _LEAST_SLOPE = 1e-3  # of the starting slope; a step that leaves less is not taken
+_LARGEST_CHANGE = 0.5  # relative change of f' at any node that the first trial of a step makes
 _HALVINGS = 40
 _STATIONARY = 1e-9  # of p'; a smaller c is rounding
 
@@ -84,7 +85,7 @@ def eafo_search(
     return SearchResult(found.function.changed(base=f), found.entropies, found.step_sizes)
 
 
-def table_on_grid(f: Function, density: Density, points: int = _POINTS) -> TableActivation:
+def table_on_grid(f: Function, density: Density, points: int = POINTS) -> TableActivation:
     """f with an empty table over mean +- 6 standard deviations of the density, cut at its support."""
     moments = integrate(lambda z: density.pdf(z) * torch.stack([torch.ones_like(z), z, z * z]), density)
     mass, mean, square = moments.tolist()
@@ -132,7 +133,7 @@ def descend(
         relative = torch.from_numpy(c(nodes.numpy(), 1))[counted] / slope(g, nodes)[counted]  # d log g' / ds
         fall = -torch.trapezoid(density.pdf(nodes)[counted] * relative, nodes[counted]).item()
         if step_size is None:
-            largest = 1 / relative.abs().max().item()
+            largest = _LARGEST_CHANGE / relative.abs().max().item()
             candidates, share = [largest * 0.5**k for k in range(_HALVINGS)], _ARMIJO
         else:
             candidates, share = [step_size], 0.0

@@ -96,25 +96,26 @@ class TableActivation(nn.Module):
         return torch.linspace(self.low, self.high, len(self.values), dtype=torch.float64)
 
     @torch.no_grad()
-    def lookup(self, points: int = 4096) -> tuple[Tensor, Tensor]:
+    def lookup(self, points: int = 4096, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """The whole activation as a one-dimensional lookup table, for a runtime that has nothing but those.
 
         Args:
             points: entries, evenly spaced on [low, high], at least 2.
+            dtype: of the entries; one that `base` takes.
 
         Returns:
-            (z, g(z)), two float vectors of `points` entries; interpolate linearly between them.
+            (z, g(z)), two vectors of `points` entries; interpolate linearly between them.
 
         Raises:
             ValueError: points < 2.
         """
         if points < 2:
             raise ValueError(f"points: got {points}, wanted at least 2")
-        z = torch.linspace(self.low, self.high, points, dtype=self.values.dtype, device=self.values.device)
+        z = torch.linspace(self.low, self.high, points, dtype=dtype, device=self.values.device)
         return z, self(z)
 
     def changed(self, **fields: Any) -> "TableActivation":
-        """A copy with other `base`, `values`, `rates`, `scale` or `shift`."""
+        """A new one with other arguments than this one's."""
         kept = {name: getattr(self, name) for name in ("base", "low", "high", "values", "rates", "scale", "shift")}
         return TableActivation(**{**kept, **fields})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import warnings
 from collections import Counter
@@ -16,7 +17,7 @@ from torch import Tensor
 from paperworks.data.images import ImageData, convert, published_split, require_memory, resize, stratified_sample
 from paperworks.data.sources import Source, walk_files
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow's plain raster readers. Others start programs (EPS) or hold more than a picture."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
 MAX_PIXELS = 2**26
@@ -159,7 +160,7 @@ def _usual_size(pictures: list[_Picture]) -> tuple[int, int]:
 
 def _header(path: Path) -> tuple[int, int, bool]:
     """Height and width as the picture is shown, and whether it is gray, without decoding it."""
-    with Image.open(path, formats=FORMATS) as picture:
+    with Image.open(path, formats=_formats()) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels, wanted at most {MAX_PIXELS:,}")
@@ -168,9 +169,16 @@ def _header(path: Path) -> tuple[int, int, bool]:
         return (width, height, picture.mode in GRAY_MODES) if turned else (height, width, picture.mode in GRAY_MODES)
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """`FORMATS` as far as this Pillow was built with them: it would take a missing one for a broken file."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _decode(path: Path) -> Tensor:
     """The first frame as float32 (1 or 3, H, W) in [0, 1]."""
-    with Image.open(path, formats=FORMATS) as opened:
+    with Image.open(path, formats=_formats()) as opened:
         picture: Image.Image = opened
         picture.load()
         picture = ImageOps.exif_transpose(picture)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_BYTES = 4 * 2**30
+MAX_BYTES = 2 * 2**30
 """No file is read, or inflated, past this many bytes."""
 CONTENT_BYTES = 16 * 2**20
 """`data_signature` hashes the contents of data up to this many bytes in all; above it, sizes and modification times."""
@@ -179,15 +179,14 @@ def walk_files(root: Path, *, follow_links: bool = False) -> tuple[list[Path], l
             if path.name.startswith(".") or path.name == "__MACOSX":
                 continue
             name = path.relative_to(root).as_posix()
-            real = path.resolve() if path.is_symlink() else path
+            real = Path(os.path.realpath(path)) if path.is_symlink() else path
             if path.is_symlink() and not follow_links and not real.is_relative_to(top):
                 left_out.append(f"{name} (link out of the folder)")
             elif real.is_dir():
-                real = real.resolve()
-                if real in above:
+                if real.resolve() in above:
                     left_out.append(f"{name} (link to a folder that holds it)")
                 else:
-                    visit(path, above | {real})
+                    visit(path, above | {real.resolve()})
             elif real.is_file():
                 files.append(path)
             else:
@@ -240,7 +239,9 @@ def data_signature(spec: str) -> str:
         files, _ = walk_files(source.path, follow_links=source.options.get("links") == "follow")
         names = [path.relative_to(source.path).as_posix() for path in files]
     else:
-        files, names = [source.path], [source.path.name]
+        # the labels of an IDX file lie beside it
+        files = sorted(source.path.parent.glob("*-ubyte*")) if source.scheme == "idx" else [source.path]
+        names = [path.name for path in files]
     stats = [path.stat() for path in files]
     whole = sum(stat.st_size for stat in stats) <= CONTENT_BYTES
     for path, name, stat in zip(files, names, stats, strict=True):

@@ -124,7 +124,7 @@ def char_vocabulary(text: str) -> list[str]:
 
 
 def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
-    """`text` as int64 (len(text),) tokens. Raises ValueError for a character that `vocabulary` lacks, with its place."""
+    """`text` as int64 (len(text),) tokens. Raises ValueError for a character that `vocabulary` lacks, and its place."""
     points = torch.from_numpy(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64))
     codes = torch.tensor([ord(character) for character in vocabulary], dtype=torch.int64)
     if not len(codes):
@@ -204,8 +204,8 @@ def all_windows(runs: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
     inputs, targets = [], []
     for run in _usable(runs, length):
         fits = (len(run) - 1) // length * length
-        inputs.append(run[:fits].view(-1, length))
-        targets.append(run[1 : fits + 1].view(-1, length))
+        inputs.append(run[:fits].reshape(-1, length))
+        targets.append(run[1 : fits + 1].reshape(-1, length))
     return torch.cat(inputs), torch.cat(targets)
 
 

@@ -77,21 +77,21 @@ def run_case(case: Case, *, rounds: int = 20, seed: int = 0) -> CaseResult:
             calls[name] = prepare()
         except ImportError as error:
             result.missing[name] = str(error)
-    latency = paired_latency(calls, reference=case.method, rounds=rounds, seed=seed)
+    latency = paired_latency(calls, rounds=rounds, seed=seed)
     memory = {name: peak_memory(call) for name, call in calls.items()}
     for name in calls:
-        ratio = latency.ratio(name)  # contender / method, by round
+        ratio = latency.ratio(case.method, name)
         row: dict[str, Any] = {
             "contender": name,
-            "seconds": latency.median(name),
-            "method_over_contender": 1 / ratio.median,
-            "low": 1 / ratio.high,
-            "high": 1 / ratio.low,
+            "seconds": latency.medians[name],
+            "method_over_contender": ratio.median,
+            "low": ratio.low,
+            "high": ratio.high,
             "peak_memory": memory[name],
             "memory_ratio": memory[case.method] / memory[name] if memory[name] else None,
         }
         if case.floor_bytes:
-            row["gib_per_second"] = case.floor_bytes / latency.median(name) / 2**30
+            row["gib_per_second"] = case.floor_bytes / latency.medians[name] / 2**30
         result.rows.append(row)
     return result
 

@@ -12,7 +12,7 @@ from paperworks.lab.machine import this_machine
 from paperworks.lab.nouns import MINIMUM_SEEDS, Criterion
 from paperworks.lab.plan import Circumstances, PlannedClaim, PlannedCriterion, Side
 from paperworks.lab.records import Comparison, Status, TrialResult, Verdict, digest
-from paperworks.lab.statistics import CONFIDENCE, Estimate, decide, estimate, holm_levels, interval
+from paperworks.lab.statistics import LEVEL, Estimate, decide, estimate, holm_levels, interval
 
 Results = Mapping[str, TrialResult]
 
@@ -65,7 +65,7 @@ class _Measured:
         if side == "inconclusive":
             if found.n < MINIMUM_SEEDS:
                 reason = f"{found.n} seeds; a verdict takes at least {MINIMUM_SEEDS}"
-            elif found.p <= 1 - CONFIDENCE:
+            elif found.p <= LEVEL:
                 reason = "significant alone, but not after Holm's correction over the paper's measured claims"
             else:
                 reason = "the interval includes the margin"

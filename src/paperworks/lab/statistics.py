@@ -21,7 +21,8 @@ from scipy import stats
 from paperworks.lab.nouns import MINIMUM_SEEDS, Direction
 
 RESAMPLES = 9999
-CONFIDENCE = 0.95
+LEVEL = 0.05
+CONFIDENCE = 1 - LEVEL
 Floats = NDArray[np.float64]
 Side = Literal["holds", "fails", "inconclusive"]
 
@@ -127,7 +128,7 @@ def estimate(values: Sequence[float] | Floats, margin: float = 0.0) -> Estimate:
     return Estimate(float(array.mean()), low, high, method, p_value(array, margin), effect, int(array.size))
 
 
-def decide(found: Estimate, margin: float, direction: Direction, level: float = 1 - CONFIDENCE) -> Side:
+def decide(found: Estimate, margin: float, direction: Direction, level: float = LEVEL) -> Side:
     """The verdict of one comparison at two-sided `level`: which side of `margin` the mean lies on, if any."""
     if found.n < MINIMUM_SEEDS or not found.p <= level:
         return "inconclusive"
@@ -135,7 +136,7 @@ def decide(found: Estimate, margin: float, direction: Direction, level: float = 
     return "holds" if above == (direction == "greater") else "fails"
 
 
-def holm_levels(p_values: Sequence[float], level: float = 1 - CONFIDENCE) -> list[float]:
+def holm_levels(p_values: Sequence[float], level: float = LEVEL) -> list[float]:
     """The two-sided level at which each of m hypotheses is tested by Holm's step-down procedure.
 
     The k-th smallest p-value (k = 0, 1, ...) is tested at ``level / (m - k)``; once one is not rejected, every larger
@@ -150,7 +151,7 @@ def holm_levels(p_values: Sequence[float], level: float = 1 - CONFIDENCE) -> lis
     return levels
 
 
-def power(effect: float, n: int, level: float = 1 - CONFIDENCE) -> float:
+def power(effect: float, n: int, level: float = LEVEL) -> float:
     """Power of the two-sided paired t-test to find a standardised `effect` with `n` seeds, on the effect's side."""
     critical = stats.t.ppf(1 - level / 2, n - 1)
     return float(stats.nct.sf(critical, n - 1, abs(effect) * np.sqrt(n)))

@@ -10,6 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class _Affine(nn.Linear):
+    """A linear layer that leaves its initial weights to its owner and the global generator alone."""
+
+    def reset_parameters(self) -> None:
+        return
+
+
 class ExemplarAdaptor(nn.Module):
     """h' = G (x - mean) / std + b_G,  z' = W'^T h' + b'.
 
@@ -48,8 +55,8 @@ class ExemplarAdaptor(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.conv = nn.utils.skip_init(nn.Linear, in_features, num_filters, device=device or "cpu", dtype=dtype)
-        self.fc = nn.utils.skip_init(nn.Linear, num_filters, num_classes, device=device or "cpu", dtype=dtype)
+        self.conv = _Affine(in_features, num_filters, device=device, dtype=dtype)
+        self.fc = _Affine(num_filters, num_classes, device=device, dtype=dtype)
         self.register_buffer("norm_mean", torch.zeros((), device=device, dtype=dtype))
         self.register_buffer("norm_std", torch.ones((), device=device, dtype=dtype))
         self.reset_parameters(generator)

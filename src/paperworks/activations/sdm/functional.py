@@ -121,6 +121,6 @@ def sdm_loss(
     q = q.detach() if isinstance(q, Tensor) else q
     d = d.detach() if isinstance(d, Tensor) else d
     log_p = log_sdm(z, q, d)
-    return F.nll_loss(
-        log_p.reshape(-1, z.shape[-1]), target.reshape(-1).long(), reduction=reduction
-    ).reshape(target.shape if reduction == "none" else ())
+    return F.nll_loss(log_p.reshape(-1, z.shape[-1]), target.reshape(-1).long(), reduction=reduction).reshape(
+        target.shape if reduction == "none" else ()
+    )

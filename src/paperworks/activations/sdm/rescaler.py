@@ -17,7 +17,9 @@ Floats = NDArray[np.float64]
 def rescale(weight: Floats, v: Floats, soft_q: Floats) -> Floats:
     """o = softmax(W'' v ln(2 + q~)): weight (C, C), v (N, C), soft_q (N,) to (N, C), float64."""
     # A sum per row, not a matrix product: the same row gives the same bits in any batch.
-    logits = (v[:, None, :] * weight).sum(-1) * np.log(2.0 + soft_q)[:, None]
+    step = max(1, (1 << 22) // weight.size)
+    sums = [(v[i : i + step, None, :] * weight).sum(-1) for i in range(0, len(v), step)]
+    logits = np.concatenate([np.zeros((0, len(weight))), *sums]) * np.log(2.0 + soft_q)[:, None]
     logits -= logits.max(axis=1, keepdims=True)
     exponential = np.exp(logits)
     return np.asarray(exponential / exponential.sum(axis=1, keepdims=True), dtype=np.float64)

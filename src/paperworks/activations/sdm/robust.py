@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +37,7 @@ class CalibrationOutputs:
         valid = ~self.is_ood
         soft_q, labels = self.soft_q[valid], self.labels[valid]
         true_output = self.output[valid, labels]
-        values: list[list[float]] = [[] for _ in range(classes)]
-        for c, o in zip(labels.tolist(), true_output.tolist(), strict=True):
-            insort(values[c], o)
+        values: list[list[float]] = [np.sort(true_output[labels == c]).tolist() for c in range(classes)]
         order = np.argsort(soft_q, kind="stable")
         position = 0
         while position < len(order) and all(values):

@@ -120,7 +120,9 @@ class _Worker:
 
     def output(self) -> str:
         with contextlib.suppress(OSError):
-            return self.log.read_text(errors="replace")[-OUTPUT_TAIL:]
+            lines = self.log.read_text(errors="replace").splitlines()
+            # faulthandler ends with a list of every compiled module that is loaded
+            return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-OUTPUT_TAIL:]
         return ""
 
     def failed(self, why: str) -> TrialResult:

@@ -109,7 +109,7 @@ def _precedence(claim: Claim, verdict: Verdict) -> tuple[bool, bool, int, dateti
 
 
 def _command(papers: Sequence[Paper], tier: str | None, settings: Mapping[str, Any]) -> str:
-    words = ["paperworks", "report", *(paper.id for paper in papers)]
+    words = ["paperworks", "report", *(word for paper in papers for word in ("--paper", paper.id))]
     if tier is not None:
         words += ["--tier", tier]
     for name, value in settings.items():

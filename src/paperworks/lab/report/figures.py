@@ -17,7 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from paperworks.lab.nouns import Arm, BestOf, Claim, Figure, Paper, resolve
-from paperworks.lab.records import Comparison, TrialResult, TrialSpec
+from paperworks.lab.records import Comparison, TrialResult, TrialSpec, Verdict
 from paperworks.lab.report.collect import Report
 
 SERIES = ("#2462c4", "#b9500b", "#0a7868", "#a12f86", "#7d6300", "#5a4bd0", "#a92c40", "#5d6874")
@@ -45,8 +45,8 @@ class MissingResults(LookupError):
 class Results:
     """The results of one paper's claims, as its figures want them. What is not there raises `MissingResults`.
 
-    Results of an arm are those of the seeds that the claim's verdict compares. An arm that only took part in choosing
-    the best of several has those of its own seeds.
+    An arm goes by the name it has on the card; the best of several also by the name of the choice. Results of an arm
+    are those of the seeds that the claim's verdict compares.
     """
 
     paper: Paper
@@ -79,35 +79,31 @@ class Results:
     def _trials(self, claim_id: str, arm_name: str) -> list[tuple[TrialSpec, TrialResult]]:
         claim = self.paper.claim(claim_id)
         verdict = self.report.verdicts.get((self.paper.id, claim_id))
-        keys = {_arm_key(arm) for arm in _arms(claim, arm_name)}
-        done = []
-        for key in verdict.trials if verdict is not None else ():
-            if key in self.report.trials:
-                spec, result = self.report.trials[key]
-                # The label is the name of arms that the card no longer has.
-                wanted = _spec_key(spec) in keys if keys else spec.label == arm_name
-                if wanted and result.status == "done":
-                    done.append((spec, result))
+        if verdict is None:
+            raise MissingResults(f"the claim {claim_id} has not been run")
+        keys = {arm.key for arm in _arms(claim, verdict, arm_name)}
+        trials = [self.report.trials[key] for key in verdict.trials if key in self.report.trials]
+        done = [(spec, result) for spec, result in trials if _spec_key(spec) in keys and result.status == "done"]
         if not done:
             raise MissingResults(f"the claim {claim_id} has no finished trial of {arm_name}")
-        assert verdict is not None
         seeds = {seed for c in verdict.comparisons for seed in (*c.method_values, *c.baseline_values)}
         compared = [(spec, result) for spec, result in done if str(spec.seed) in seeds]
         return sorted(compared or done, key=lambda pair: pair[0].seed)
 
 
-def _arms(claim: Claim, name: str) -> Iterator[Arm]:
-    """The arms of a claim that go by `name`; the arms to choose from where it names a choice."""
+def _arms(claim: Claim, verdict: Verdict, name: str) -> Iterator[Arm]:
+    """The arms of a claim that go by `name`. The name of a choice, as in "fixed", stands for the arm that was chosen,
+    which the verdict's comparisons call "fixed (z = 0.52)"."""
+    compared = {side for comparison in verdict.comparisons for side in (comparison.method, comparison.baseline)}
     for criterion in claim.criteria:
         for contender in (criterion.method, criterion.baseline, criterion.control):
             if isinstance(contender, BestOf):
-                yield from (arm for arm in contender.arms if name in (contender.name, arm.name))
+                for arm in contender.arms:
+                    full = f"{contender.name} ({arm.name})"
+                    if name in (arm.name, full) or (name == contender.name and full in compared):
+                        yield arm
             elif contender is not None and contender.name == name:
                 yield contender
-
-
-def _arm_key(arm: Arm) -> str:
-    return arm.key
 
 
 def _spec_key(spec: TrialSpec) -> str:
@@ -156,7 +152,7 @@ def _style() -> Iterator[None]:
         "font.family": "sans-serif",
         "font.size": 9.0,
         "axes.titlesize": 9.5,
-        "axes.titleweight": "semibold",
+        "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "axes.prop_cycle": cycler(color=SERIES),
         "axes.spines.top": False,

@@ -39,6 +39,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "bound_words": wording.bound_words,
+        "by_area": by_area,
         "day": wording.day,
         "duration": wording.duration,
         "exact_number": wording.exact_number,
@@ -46,8 +48,8 @@ def environment() -> jinja2.Environment:
         "inline": inline,
         "plural": wording.plural,
         "prose": prose,
+        "zip": zip,
         "short_numbers": wording.short_numbers,
-        "by_area": by_area,
     }
     made.globals |= {
         "HOW": wording.HOW_VERDICTS_ARE_MADE,
@@ -73,7 +75,7 @@ def is_web_address(text: str) -> bool:
 
 def inline(text: str) -> Markup:
     """Text of a card, escaped, with what stands between backticks as code."""
-    parts = re.split(r"`([^`]+)`", text)
+    parts = wording.CODE.split(text)
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )

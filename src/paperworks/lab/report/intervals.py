@@ -15,7 +15,7 @@ from paperworks.lab.report.wording import comparison_words, value_of
 PADDING = 0.07
 CLAIMED_SHARE = 0.3
 """The claimed side gets at least this share of the width, room for its name."""
-TICK_DISTANCE = 20.0
+TICK_DISTANCE = 15.0
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def interval_plot(comparison: Mapping[str, Any]) -> Plot | None:
             (place(at), row % 3, f"seed {seed}: {_number(comparison['paired'][seed])}")
             for row, (seed, at) in enumerate(sorted(seeds.items(), key=lambda item: _order(item[0])))
         ),
-        ticks=tuple(
-            (at, text) for at, text in _ticks(low, high, ratio, place) if abs(at - at_margin) >= TICK_DISTANCE
-        ),
+        ticks=tuple((at, text) for at, text in _ticks(low, high, ratio, place) if abs(at - at_margin) >= TICK_DISTANCE),
         summary=f"{words['kind']} {words['estimate']}, 95 % interval {words['interval']}, claimed "
         f"{'above' if to_right else 'below'} {words['margin']}; {words['n']} seeds",
     )

@@ -12,7 +12,7 @@ from typing import Any
 from paperworks.lab.nouns import Bound, Claim, Criterion, Paper, at_tier
 from paperworks.lab.records import STATUSES, Comparison, TrialResult, TrialSpec, Verdict, plain
 from paperworks.lab.report.collect import Report, changed_settings
-from paperworks.lab.report.wording import criterion_words, excerpt, headline, short_numbers, why_undecided
+from paperworks.lab.report.wording import criterion_words, excerpt, headline, plural, short_numbers, why_undecided
 
 SCHEMA = "paperworks-report/1"
 
@@ -42,10 +42,10 @@ def report_json(report: Report) -> dict[str, Any]:
 
 def counts(statuses: Iterable[str]) -> dict[str, int]:
     """How many there are of each status, zeros included."""
-    found = dict.fromkeys(STATUSES, 0)
+    found: dict[str, int] = dict.fromkeys(map(str, STATUSES), 0)
     for status in statuses:
-        found[status] += 1  # type: ignore[index]
-    return {str(status): number for status, number in found.items()}
+        found[status] += 1
+    return found
 
 
 def _total(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -98,6 +98,15 @@ def run_command(paper: Paper, report: Report) -> str:
         if name in known:
             words += ["--set", f"{name}={value}"]
     return shlex.join(words)
+
+
+def _first_run(report: Report, paper: Paper, claim: Claim) -> str:
+    """The command that measures one claim for the first time."""
+    words = [run_command(paper, report), "--claim", claim.id]
+    if report.tier is None and any(need.kind == "gpu" for need in claim.needs):
+        words += ["--tier", "gpu"]
+    given = [need.name for need in claim.needs if need.kind == "setting" and need.name not in report.settings]
+    return " ".join([*words, *(f"--set {name}=..." for name in given)])
 
 
 def _claim(report: Report, paper: Paper, claim: Claim) -> dict[str, Any]:
@@ -176,7 +185,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 
 def paired_values(comparison: Comparison) -> dict[str, float]:
-    """What a criterion judges, by seed: difference or ratio of the arms, or the method's own value without a baseline."""
+    """What a criterion judges, by seed: difference or ratio of the arms, or without a baseline the method's value."""
     if not comparison.baseline_values:
         return dict(comparison.method_values)
     paired = {}
@@ -197,7 +206,8 @@ def _errors(report: Report, verdict: Verdict) -> list[dict[str, Any]]:
         if key in report.trials and report.trials[key][1].status == "error":
             spec, result = report.trials[key]
             groups.setdefault(headline(result.error) or "an error without a message", []).append((spec, result))
-    if not groups and verdict.status == "error" and len(verdict.reason.strip().splitlines()) > 1:
+    if not groups and verdict.status == "error":
+        # What raised was not a trial, or the trial has been run again since.
         return [{"message": headline(verdict.reason), "trials": 0, "arms": [], "seeds": [], **excerpt(verdict.reason)}]
     return [
         {
@@ -215,20 +225,42 @@ def _why(report: Report, paper: Paper, claim: Claim, verdict: Verdict | None) ->
     """Why a claim is undecided, one sentence a reason; nothing for one that holds or fails."""
     if verdict is None:
         needs = [f"Needs {_need(need.name, need.what, need.kind)}." for need in claim.needs]
-        return [*needs, f"Never run{f' at tier {report.tier}' if report.tier else ''}: {run_command(paper, report)}"]
+        return [
+            *needs,
+            f"Never run{f' at tier {report.tier}' if report.tier else ''}: `{_first_run(report, paper, claim)}`",
+        ]
     if verdict.status in ("holds", "fails"):
         return []
+    if verdict.status == "error":
+        return [_error_words(error, len(verdict.trials)) for error in _errors(report, verdict)]
     reasons = [headline(verdict.reason)] if verdict.reason.strip() else []
     if verdict.status == "inconclusive":
-        several = len(verdict.comparisons) > 1
-        for comparison in verdict.comparisons:
-            if comparison.side == "inconclusive" and comparison.direction:
-                reason = why_undecided(_comparison(comparison))
-                if reason not in reasons:
-                    reasons.append(f"{comparison.label}: {reason}" if several else reason)
+        told = _undecided(verdict)
+        # A verdict's reason may be that of its criteria, strung together.
+        if all(any(part in line for line in told) for part in verdict.reason.split("; ")):
+            reasons = []
+        reasons += told
     if verdict.status == "not run" and not reasons:
         reasons = [f"Needs {_need(need.name, need.what, need.kind)}." for need in claim.needs]
     return reasons
+
+
+def _undecided(verdict: Verdict) -> list[str]:
+    """Why each inconclusive criterion is so, with the criterion's name where there are several."""
+    several = len(verdict.comparisons) > 1
+    reasons = []
+    for comparison in verdict.comparisons:
+        if comparison.side == "inconclusive":
+            reason = why_undecided(_comparison(comparison))
+            reasons.append(f"{comparison.label}: {reason}" if several else reason)
+    return reasons
+
+
+def _error_words(error: Mapping[str, Any], total: int) -> str:
+    of = f"{error['trials']} of {plural(total, 'trial')}" if error["trials"] and total > 1 else ""
+    arms = ", ".join(error["arms"])
+    said = ": ".join(filter(None, (of, arms))) if of else ""
+    return f"{error['message']} ({said})" if said else str(error["message"])
 
 
 def _need(name: str, what: str, kind: str) -> str:

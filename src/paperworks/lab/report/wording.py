@@ -6,6 +6,7 @@ The functions take what `paperworks.lab.report.jsonform` makes: plain data in wh
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
@@ -21,9 +22,12 @@ KINDS = {
     "measured": "a comparison over paired seeds",
     "needs": "measured once what it needs is there",
 }
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+"""Code within the text of a card."""
 MONTHS = (
-    "January February March April May June July August September October November December"
-).split()  # fmt: skip
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 
 HOW_VERDICTS_ARE_MADE = (
     "A claim is one sentence of a paper together with what decides it, written down before anything is run.",
@@ -31,15 +35,15 @@ HOW_VERDICTS_ARE_MADE = (
     "A measured claim compares arms of one protocol over seeds. Both arms of a pair get the same data and the same "
     "random numbers, so what is judged is the paired difference (or ratio), never a single run.",
     "It holds when the mean lies on the claimed side of the margin with its whole confidence interval, fails when it "
-    "lies on the other side, and is inconclusive otherwise.",
+    "lies so on the other side, and is inconclusive otherwise. Of several criteria all have to hold; one fails it.",
     f"The 95 % interval is Student's t for {MINIMUM_SEEDS} or more near-normal values (Shapiro-Wilk p > 0.05). "
     "Otherwise it is the bias-corrected and accelerated bootstrap (BCa), and the sign-flip test has to agree.",
     f"Fewer than {MINIMUM_SEEDS} seeds decide nothing. The number of seeds is declared and run; nothing stops early.",
-    "Holm's step-down correction over the criteria of a paper sets the level at which each is decided; the interval at "
-    "that level is given beside the 95 % interval.",
+    "Holm's step-down correction over the measured claims of a paper sets the level at which each is decided; the "
+    "interval at that level is given beside the 95 % interval.",
     "The effect size d is the distance of the mean from the margin in standard deviations of the paired values.",
-    "A claim that needs a data set, a checkpoint or a GPU is not run until it is given. A trial that raised, hung or was "
-    "killed ends in an error, never in a verdict.",
+    "A claim that needs a data set, a checkpoint or a GPU is not run until it is given. A trial that raised, hung or "
+    "was killed ends in an error, never in a verdict.",
     "Every verdict is computed from the trials it names; none is typed in. With the method replaced by its baseline "
     "the same criterion has to lose its verdict.",
 )
@@ -67,6 +71,11 @@ def exact_number(value: Any) -> str:
     return _minus(f"{found:,.0f}" if found.is_integer() and abs(found) < 1e15 else f"{found:,.7g}")
 
 
+def bound_words(text: str) -> str:
+    """A bound with the signs that print has: ``≤``, ``≥``, ``±`` and a true minus."""
+    return _minus(text.replace("+-", "±").replace("<=", "≤").replace(">=", "≥"))
+
+
 def with_digits(value: Any, width: float, *, sign: bool = False) -> str:
     """`value` to two significant digits of `width`, the half-width of its interval (four digits of it if that is 0)."""
     found = value_of(value)
@@ -86,7 +95,7 @@ def p_number(p: Any) -> str:
     found = value_of(p)
     if found is None:
         return "–"
-    return "< 0.0001" if found < 1e-4 else f"{found:.2g}" if found < 0.995 else "1"
+    return "<\N{NO-BREAK SPACE}0.0001" if found < 1e-4 else f"{found:.2g}" if found < 0.995 else "1"
 
 
 def duration(seconds: float) -> str:
@@ -127,25 +136,32 @@ def comparison_words(comparison: Said) -> dict[str, str]:
         return with_digits(sum(finite) / len(finite) if finite else None, width)
 
     kind = "ratio" if comparison["scale"] == "ratio" else "difference" if comparison["baseline"] else "value"
-    effect = comparison["effect"]
-    words = {
+    words: dict[str, str] = {
         "kind": kind,
         "estimate": said("observed"),
         "interval": f"{said('low')} to {said('high')}" if low is not None else "–",
-        "interval_kind": INTERVALS.get(comparison["interval"], comparison["interval"]),
+        "interval_kind": INTERVALS.get(comparison["interval"], str(comparison["interval"])),
         "p": p_number(comparison["p"]),
-        "effect": "–" if effect is None else _minus(f"{float(effect):+.2f}").replace("inf", "∞"),
+        "effect": _effect(comparison["effect"]),
         "method_mean": mean(comparison["method_values"]),
         "baseline_mean": mean(comparison["baseline_values"]),
         "margin": "–" if margin is None else _minus(f"{margin:g}"),
         "n": str(len(comparison["paired"])),
     }
     level, adjusted = value_of(comparison["level"]), value_of(comparison["adjusted_low"])
-    words["level"] = "not reached" if level is None or level <= 0 else f"{level:.2g}"
+    words["level"] = "–" if level is None else f"{level:.3g}"
     words["adjusted"] = (
         f"{said('adjusted_low')} to {said('adjusted_high')}" if adjusted is not None and level else "–"
     )  # fmt: skip
     return words
+
+
+def _effect(effect: Any) -> str:
+    if effect is None:
+        return "–"
+    # Values that differ by rounding alone have no spread to measure in.
+    found = float(effect) if abs(float(effect)) < 1e6 else math.copysign(math.inf, float(effect))
+    return _minus(f"{found:+.2f}").replace("inf", "∞")
 
 
 def _contender_words(contender: Contender) -> str:
@@ -172,12 +188,13 @@ def criterion_words(criterion: Criterion, tier: str) -> str:
 
 
 def headline(text: str) -> str:
-    """The line of an error that says what happened: the last one of a traceback that is not indented, else the first."""
+    """The line of an error that says what happened: of a traceback the last that is not indented, else the first."""
     lines = [line.rstrip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return ""
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
-        said = [line for line in lines if not line[0].isspace() and not line.startswith("Traceback (")]
+        # A remark in brackets below a traceback is not its message.
+        said = [line for line in lines if not line[0].isspace() and not line.startswith(("Traceback (", "("))]
         found = said[-1] if said else lines[-1]
     else:
         found = lines[0]
@@ -214,10 +231,10 @@ def short_numbers(verdict: Said) -> str:
         if not comparison["direction"] or comparison["observed"] is None:
             continue
         words = comparison_words(comparison)
-        n = int(words["n"])
-        said.append(f"{words['estimate']} [{words['interval'].replace(' to ', ', ')}], n = {n}")
+        numbers = f"{words['estimate']} [{words['interval'].replace(' to ', ', ')}], n = {words['n']}"
+        said.append(f"{comparison['label']}: {numbers}" if comparison["label"] else numbers)
     if len(exact) == 1 and exact[0]["observed"] is not None:
-        said.append(f"{exact_number(exact[0]['observed'])} ({_minus(exact[0]['expected'])})")
+        said.append(f"{exact_number(exact[0]['observed'])} ({bound_words(exact[0]['expected'])})")
     elif exact:
         met = sum(c["side"] == "holds" for c in exact)
         said.append(f"{met} of {plural(len(exact), 'number')} as expected")

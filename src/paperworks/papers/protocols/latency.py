@@ -21,7 +21,7 @@ def _shape(value: str) -> None:
         Setting("shape", str, "32x64x56x56", "sizes of the input", _shape),
         Setting("reference", str, "torch.nn:SiLU", "package.module:class(options) that the arm is timed beside"),
         Setting("backward", bool, False, "forward and backward instead of forward alone"),
-        Setting("rounds", int, Tiers(smoke=3, desk=15), "interleaved rounds"),
+        Setting("rounds", int, Tiers(smoke=6, desk=15), "interleaved rounds"),
     ),
     exclusive=True,
 )
@@ -54,8 +54,7 @@ def latency(trial: Trial, arm: Arm) -> dict[str, float]:
     reference = Arm.parse(trial.settings["reference"]).build()
     found = paired_latency(
         {"arm": contender(arm.build()), "reference": contender(reference)},  # type: ignore[dict-item]
-        reference="reference",
         rounds=trial.settings["rounds"],
         seed=trial.derived_seed("order") % 2**31,
     )
-    return {"seconds": found.median("arm"), "ratio": found.ratio("arm").median}
+    return {"seconds": found.medians["arm"], "ratio": found.ratio("arm", "reference").median}

@@ -42,7 +42,7 @@ typedef struct {
 } Moments;
 
 static double *allocate(int64_t count) {
-  double *memory = calloc(count, sizeof(double));
+  double *memory = calloc(MAX(count, 1), sizeof(double));
   if (!memory) abort();
   return memory;
 }
@@ -270,34 +270,29 @@ static void part_gradient(const Problem *p, const void *x, const void *g, void *
 
 // ---- one sample ----------------------------------------------------------------------------------------------------
 
-static Moments moments(const double *stats) {
-  float mean = (float)stats[0];
-  return (Moments){mean, (float)(stats[0] - mean), (float)stats[1]};
-}
-
 #define PARTS(p) (((p)->n + PART - 1) / PART)
 #define FOR_PARTS(p, part, threads)                                    \
   _Pragma("omp parallel for num_threads(threads) if (threads > 1)")    \
   for (int64_t part = 0; part < PARTS(p); part++)
 
-static void row_forward(const Problem *p, const void *x, void *y, int64_t row, double *stats, Seen *seen, int threads) {
+static void row_forward(const Problem *p, const void *x, void *y, int64_t row, Moments *m, Seen *seen, int threads) {
   int64_t sample = row * p->n;
   FOR_PARTS(p, part, threads)
   seen[part] = part_moments(p, x, sample + part * PART, sample + MIN(p->n, (part + 1) * PART));
   Seen all = seen[0];
   for (int64_t part = 1; part < PARTS(p); part++) all = merge(all, seen[part]);
-  stats[0] = all.mean;
-  stats[1] = sqrt(all.squares / all.count + p->eps);
+  m->mean = (float)all.mean;
+  m->rest = (float)(all.mean - m->mean);
+  m->sigma = (float)sqrt(all.squares / all.count + p->eps);
   FOR_PARTS(p, part, threads)
-  part_forward(p, x, y, sample, part * PART, MIN(p->n, (part + 1) * PART), moments(stats));
+  part_forward(p, x, y, sample, part * PART, MIN(p->n, (part + 1) * PART), *m);
 }
 
 // Adds this sample's part of dalpha and dz to `gradients`, one pair a channel.
-static void row_backward(const Problem *p, const void *x, const void *g, void *dx, int64_t row, const double *stats,
-                         double *sums, double *gradients, int threads) {
+static void row_backward(const Problem *p, const void *x, const void *g, void *dx, int64_t row, Moments m, double *sums,
+                         double *gradients, int threads) {
   int64_t sample = row * p->n;
-  Moments m = moments(stats);
-  double rest = stats[0] - m.mean, sigma = stats[1], total = 0.0, total_z = 0.0;
+  double rest = m.rest, sigma = m.sigma, total = 0.0, total_z = 0.0;
   memset(sums, 0, sizeof(double) * 2 * p->channels * PARTS(p));
   FOR_PARTS(p, part, threads)
   part_sums(p, x, g, sample, part * PART, MIN(p->n, (part + 1) * PART), m, sums + 2 * p->channels * part,
@@ -324,18 +319,24 @@ static void row_backward(const Problem *p, const void *x, const void *g, void *d
 static int across(const Problem *p) { return p->rows >= p->threads ? (int)p->threads : 1; }
 static int within(const Problem *p) { return p->rows >= p->threads ? 1 : (int)p->threads; }
 
-// stats: (rows, 2), the mean and sigma of each sample.
-void ash_forward(const Problem *p, const void *x, void *y, double *stats) {
+void ash_forward(const Problem *p, const void *x, void *y, Moments *m) {
 #pragma omp parallel num_threads(across(p))
   {
     Seen *seen = (Seen *)allocate(3 * PARTS(p));
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < p->rows; row++) row_forward(p, x, y, row, stats + 2 * row, seen, within(p));
+    for (int64_t row = 0; row < p->rows; row++) row_forward(p, x, y, row, m + row, seen, within(p));
     free(seen);
   }
 }
 
-void ash_backward(const Problem *p, const void *x, const void *g, const double *stats, void *dx, float *dalpha,
+// The gate at a constant threshold p->z, elements in one row.
+void ash_frozen(const Problem *p, const void *x, void *y) {
+  int threads = (int)p->threads;
+  FOR_PARTS(p, part, threads)
+  part_forward(p, x, y, 0, part * PART, MIN(p->n, (part + 1) * PART), (Moments){0.0f, 0.0f, 1.0f});
+}
+
+void ash_backward(const Problem *p, const void *x, const void *g, const Moments *m, void *dx, float *dalpha,
                   float *dz) {
   int64_t groups = MIN(p->rows, GROUPS);
   double *gradients = allocate(2 * p->channels * groups);
@@ -345,7 +346,7 @@ void ash_backward(const Problem *p, const void *x, const void *g, const double *
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; group++)
       for (int64_t row = group * p->rows / groups; row < (group + 1) * p->rows / groups; row++)
-        row_backward(p, x, g, dx, row, stats + 2 * row, sums, gradients + 2 * p->channels * group, within(p));
+        row_backward(p, x, g, dx, row, m[row], sums, gradients + 2 * p->channels * group, within(p));
     free(sums);
   }
   for (int64_t channel = 0; channel < p->channels; channel++) {
