@@ -127,9 +127,7 @@ def trouble_paper(*kinds: str) -> Paper:
             f"{kind} is reported.",
             source="nowhere",
             protocol=trouble,
-            criteria=Criterion(
-                "score", Arm(kind, f"{HERE}:shifted", {"kind": kind}), "greater", BASELINE, seeds=1
-            ),
+            criteria=Criterion("score", Arm(kind, f"{HERE}:shifted", {"kind": kind}), "greater", BASELINE, seeds=1),
         )
     paper.measured(
         "fine",

@@ -27,7 +27,8 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tier = Annotated[str, typer.Option(help="How much work: smoke, desk, gpu or full.")]
 Database = Annotated[
-    str | None, typer.Option("--db", help="Store: a path or an SQLAlchemy URL. [env: PAPERWORKS_DB]", show_default=False)
+    str | None,
+    typer.Option("--db", help="Store: a path or an SQLAlchemy URL. [env: PAPERWORKS_DB]", show_default=False),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a setting of the protocols.")

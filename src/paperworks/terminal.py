@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paperworks.lab.benchmark import CaseResult
 
 STYLES = {"holds": "green", "fails": "red", "inconclusive": "yellow", "not run": "dim", "error": "bold red"}
+SHOWN_ERRORS = 3
 MARKS = {"holds": "+", "fails": "-", "inconclusive": "~", "not run": ".", "error": "!"}
 
 
@@ -79,6 +80,7 @@ class Display:
         )
         self.task: TaskID | None = None
         self.running: dict[str, str] = {}
+        self.errors = 0
         self.watcher = Watcher(self._planned, self._progress, self._finished, self._verdict)
 
     def __enter__(self) -> Display:
@@ -107,7 +109,8 @@ class Display:
         if self.task is not None:
             self.progress.advance(self.task)
         self._note()
-        if result.status == "error" and not self.quiet:
+        self.errors += result.status == "error"
+        if result.status == "error" and not self.quiet and self.errors <= SHOWN_ERRORS:
             last = result.error.strip().splitlines()[-1] if result.error.strip() else ""
             self.console.print(f"[red]error[/] in {escape(spec.label)} seed {spec.seed}: {escape(last)[:150]}")
 
@@ -190,7 +193,9 @@ def print_card(paper: Paper, verdicts: Sequence[Verdict]) -> None:
             console.print(f"  needs: {escape(need.what)}")
         for verdict in mine:
             given = ", ".join(f"{k}={v}" for k, v in verdict.settings.items())
-            console.print(f"  {status_text(verdict.status)} at {verdict.tier} {escape(given)} {verdict.created:%Y-%m-%d}")
+            console.print(
+                f"  {status_text(verdict.status)} at {verdict.tier} {escape(given)} {verdict.created:%Y-%m-%d}"
+            )
             for comparison in verdict.comparisons:
                 console.print(f"    {escape(comparison.label)}: {escape(numbers(comparison))}", highlight=False)
     if paper.findings:
@@ -259,7 +264,15 @@ def print_case(result: CaseResult) -> None:
     """The table of one case of a benchmark."""
     case = result.case
     table = Table(title=case.name, caption=case.floor or None, pad_edge=False)
-    columns = ("contender", "time", f"{case.method} / contender", "95 % interval", "peak memory", "memory ratio", "GiB/s")
+    columns = (
+        "contender",
+        "time",
+        f"{case.method} / contender",
+        "95 % interval",
+        "peak memory",
+        "memory ratio",
+        "GiB/s",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for row in result.rows:

@@ -20,6 +20,8 @@ def test_a_spec_is_scheme_path_and_options(tmp_path: Path) -> None:
     assert source.integer("limit") == 5
     assert source.integer("size_of_nothing") is None
     assert parse_source("digits?size=16").size() == (16, 16)
+    with pytest.raises(ValueError, match="found a spec without a path"):
+        _ = parse_source("digits").location
     assert parse_source(f"npz:{tmp_path}?scale=255").number("scale") == 255.0
 
 

@@ -82,6 +82,15 @@ def test_every_card_is_complete_and_every_claim_declares_what_decides_it() -> No
         registry.find("nope")
 
 
+COMMAND = """
+import sys
+sys.argv = ["paperworks", "{}"]
+from paperworks.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "sqlalchemy", "matplotlib", "transformers", "ray", "alembic", "psutil")
 
 
@@ -89,12 +98,10 @@ HEAVY = ("torch", "numpy", "scipy", "sklearn", "sqlalchemy", "matplotlib", "tran
     ("code", "forbidden", "most"),
     [
         ("import paperworks", (*HEAVY, "rich", "typer"), 10),
-        ("import sys; sys.argv = ['paperworks', '--help']\nfrom paperworks.cli import main\ntry: main()\nexcept SystemExit: pass",
-         HEAVY, 600),
-        ("import sys; sys.argv = ['paperworks', 'list']\nfrom paperworks.cli import main\ntry: main()\nexcept SystemExit: pass",
-         HEAVY, 700),
+        (COMMAND.format("--help"), HEAVY, 600),
+        (COMMAND.format("list"), HEAVY, 700),
     ],
-)  # fmt: skip
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str, forbidden: tuple[str, ...], most: int) -> None:
     report = "\nimport sys; print('MODULES', *(m for m in sys.modules if not m.startswith('_')), file=sys.stderr)"
     before = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True).stderr.split()

@@ -19,7 +19,8 @@ def test_the_users_value_wins_over_the_claims_over_the_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "wanted"), [(int, "3", 3), (int, 3.0, 3), (float, "2e-3", 0.002), (bool, "no", False), (str, "x", "x")]
+    ("kind", "value", "wanted"),
+    [(int, "3", 3), (int, 3.0, 3), (float, "2e-3", 0.002), (bool, "no", False), (str, "x", "x")],
 )
 def test_values_are_converted(kind: type, value: Any, wanted: Any) -> None:
     found = convert(Setting("s", kind, None, "help"), value)

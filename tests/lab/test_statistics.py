@@ -34,7 +34,9 @@ def test_a_planted_effect_is_found_with_the_stated_power() -> None:
     effect, n, experiments = 1.2, 10, 300
     stated = power(effect, n)
     assert 0.85 < stated < 0.95
-    holds = sum(decide(estimate(rng.standard_normal(n) + effect), 0.0, "greater") == "holds" for _ in range(experiments))
+    holds = sum(
+        decide(estimate(rng.standard_normal(n) + effect), 0.0, "greater") == "holds" for _ in range(experiments)
+    )
     assert holds >= stats.binom.ppf(0.001, experiments, stated - 0.03)
 
 

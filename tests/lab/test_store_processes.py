@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sqlalchemy import text
 
@@ -128,3 +129,11 @@ def test_threads_open_a_new_database_at_once(store_url: str) -> None:
     assert len(stores[0].trials([spec(n).key for n in range(6)])) == 6
     for store in stores:
         store.close()
+
+
+def test_threads_open_databases_of_their_own_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for store in pool.map(open_store, [tmp_path / f"{number}.sqlite" for number in range(12)]):
+            store.put_trial(spec(), done(spec()))
+            assert store.trial(spec().key) == done(spec())
+            store.close()

@@ -5,7 +5,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +35,21 @@ def test_sqlite_is_set_up_for_several_writers(tmp_path: Path) -> None:
         values = [opened.execute(text(f"PRAGMA {name}")).scalar_one()
                   for name in ("journal_mode", "busy_timeout", "foreign_keys", "synchronous")]  # fmt: skip
     assert values == ["wal", 30_000, 1, 1]
+
+
+def test_a_write_holds_the_lock_from_its_start(tmp_path: Path) -> None:
+    """One that took it later could fail for good: what it has read may be outdated by then."""
+    path = tmp_path / "a.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, timeout=0)
+
+    def work(_: Connection) -> None:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+    with closing(database.Database(path)) as opened:
+        opened.write(work)
+        other.execute("BEGIN IMMEDIATE")
+    other.close()
 
 
 def test_where_the_database_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from paperworks.activations.eafo_densities import in_float
 from paperworks.activations.eafo_derivatives import BASES, name_of, slopes
 
+_REACH = 14.0  # standard deviations; beyond, the bell is below 1e-42, R need not exist and is not asked for
 _LEAST_VARIANCE = 1e-12  # of a layer whose input has been constant
 
 
@@ -71,7 +72,8 @@ class EAFOActivation(nn.Module):
     buffers: `DistributedDataParallel` keeps them equal across processes as it does those of a batch norm.
 
     Args:
-        base: "relu", "leaky_relu" (slope 0.01), "gelu" (erf), "silu", "tanh", "sigmoid", "softplus", "elu", or any
+        base: "relu", "leaky_relu" (slope 0.01), "gelu" (erf), "gelu_tanh", "silu", "tanh", "sigmoid", "hardsigmoid",
+            "softplus", "elu", or any
             elementwise callable that can be differentiated twice; a module is registered and trained along.
         eps: start of the learnable step.
         num_parameters: 1, or as many as channels.
@@ -137,7 +139,7 @@ class EAFOActivation(nn.Module):
         # Copies, because the next training call changes the buffers before this one's backward may have run.
         mean, var = self.running_mean.to(z, copy=True), self.running_var.to(z, copy=True)
         std = var.clamp(min=_LEAST_VARIANCE).sqrt()
-        t = ((z - mean) / std).clamp(-40.0, 40.0)  # the bell is 0 beyond, and an infinite z would give inf * 0
+        t = ((z - mean) / std).clamp(-_REACH, _REACH)
         bell = torch.exp(-0.5 * t * t)
         if isinstance(self.base, str) and BASES[self.base].curvature is None:
             return t * bell

@@ -65,6 +65,31 @@ def _sigmoid_curvature(z: Tensor) -> Tensor:
     return -torch.tanh(0.5 * z) * _logistic(z)
 
 
+_CUBIC = 0.044715
+
+
+def _gelu_tanh(z: Tensor) -> Tensor:
+    return F.gelu(z, approximate="tanh")
+
+
+def _gelu_tanh_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tanh u, its derivative in u and u' for u = sqrt(2 / pi) (z + 0.044715 z^3)."""
+    t = z.clamp(-40.0, 40.0)
+    u = math.sqrt(2 / math.pi) * (t + _CUBIC * t**3)
+    return torch.tanh(u), _tanh_slope(u), math.sqrt(2 / math.pi) * (1 + 3 * _CUBIC * t * t)
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    value, rate, inner = _gelu_tanh_parts(z)
+    return 0.5 * (1 + value) + 0.5 * z * rate * inner
+
+
+def _gelu_tanh_curvature(z: Tensor) -> Tensor:
+    value, rate, inner = _gelu_tanh_parts(z)
+    bend = math.sqrt(2 / math.pi) * 6 * _CUBIC * z  # u''
+    return rate * (inner + 0.5 * z * (bend - 2 * value * inner * inner))
+
+
 def _elu_slope(z: Tensor) -> Tensor:
     return torch.where(z > 0, 1.0, torch.exp(z.clamp(max=0.0)))
 
@@ -94,6 +119,7 @@ BASES: dict[str, Base] = {
     "sigmoid": Base(torch.sigmoid, _logistic, _sigmoid_curvature),
     "softplus": Base(F.softplus, torch.sigmoid, _logistic),
     "elu": Base(F.elu, _elu_slope, _elu_curvature),
+    "gelu_tanh": Base(_gelu_tanh, _gelu_tanh_slope, _gelu_tanh_curvature),
     "hardsigmoid": Base(_hard_sigmoid, _hard_sigmoid_slope, None),
 }
 
@@ -108,7 +134,6 @@ _BY_FUNCTION: dict[Any, str] = {
 _BY_MODULE: dict[type[nn.Module], tuple[str, dict[str, Any]]] = {
     nn.ReLU: ("relu", {}),
     nn.LeakyReLU: ("leaky_relu", {"negative_slope": 0.01}),
-    nn.GELU: ("gelu", {"approximate": "none"}),
     nn.SiLU: ("silu", {}),
     nn.Tanh: ("tanh", {}),
     nn.Sigmoid: ("sigmoid", {}),
@@ -121,6 +146,8 @@ _BY_MODULE: dict[type[nn.Module], tuple[str, dict[str, Any]]] = {
 def name_of(f: Any) -> str | None:
     """The name in `BASES` of a torch function or module that has closed forms, else None."""
     if isinstance(f, nn.Module):
+        if type(f) is nn.GELU:
+            return "gelu" if f.approximate == "none" else "gelu_tanh"
         name, settings = _BY_MODULE.get(type(f), (None, {}))
         return name if all(getattr(f, key) == value for key, value in settings.items()) else None
     try:

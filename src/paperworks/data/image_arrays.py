@@ -6,8 +6,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,12 @@ from paperworks.data.images import ImageData, published_split, require_memory
 from paperworks.data.sources import MAX_BYTES, Source
 
 MOST_CLASSES = 2**16
-"""Whole labels up to this are taken for class indices, larger ones for identifiers."""
+"""Whole labels below this are taken for class indices, larger ones for identifiers."""
+
+UNREADABLE = (
+    *(ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError),  # RuntimeError: it wants a password
+    *(zlib.error, zipfile.BadZipFile),
+)
 
 Part = tuple[np.ndarray, np.ndarray, bool]
 """Images (N, C, H, W) in [0, 1] or uint8, raw labels (N,), and whether it is a published test part."""
@@ -54,8 +58,7 @@ def _labels(source: Source, raw: np.ndarray, classes: list[str] | None) -> tuple
     if raw.dtype.kind in "SU" or int(raw.min()) < 0 or int(raw.max()) >= MOST_CLASSES:
         distinct, labels = np.unique(raw, return_inverse=True)
         if raw.dtype.kind in "SU" or classes is None:
-            text = [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in distinct.tolist()]
-            return labels.reshape(-1).astype(np.int64), text
+            return labels.reshape(-1).astype(np.int64), [_text(v) for v in distinct.tolist()]
         raise source.error(f"labels from {raw.min()} to {raw.max()}", f"an index into {len(classes)} classes")
     labels = raw.astype(np.int64)
     names = [str(i) for i in range(int(labels.max()) + 1)] if classes is None else classes
@@ -85,46 +88,46 @@ def read_npz(source: Source) -> ImageData:
     both fit, and admits other numbers of channels. uint8 and uint16 are divided by their maximum, floats must lie in
     [0, 1]; `?scale=255` divides by a number of your own. Labels are (N,), (N, 1) or one-hot (N, K).
     """
-    arrays = _open_npz(source)
-    for row in NPZ_KEYS:
-        named = [(x, y, test) for x, y, test in row if x in arrays and y in arrays]
-        if named:
-            break
-    else:
-        wanted = "x/y, images/labels, x_train/y_train or train_images/train_labels"
-        raise source.error(f"the arrays {', '.join(sorted(arrays)) or 'none'}", wanted)
     layout, scale = source.choice("layout", ("nhwc", "nchw")), source.number("scale")
+    path = source.location
+    try:
+        opened = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise source.error(f"no zip archive ({error})", "a .npz file") from error
+    with opened as archive:
+        members = {m.filename.removesuffix(".npy").lower(): m for m in archive.infolist()}
+        rows = ([(x, y, test) for x, y, test in row if x in members and y in members] for row in NPZ_KEYS)
+        named = next(filter(None, rows), None)
+        if named is None:
+            wanted = "x/y, images/labels, x_train/y_train or train_images/train_labels"
+            raise source.error(f"the arrays {', '.join(sorted(members)) or 'none'}", wanted)
+        keys = [key for x, y, _ in named for key in (x, y)] + ["classes"] * ("classes" in members)
+        total = sum(members[key].file_size for key in keys)
+        if total > MAX_BYTES:
+            raise source.error(f"{total:,} bytes once inflated", f"at most {MAX_BYTES:,}")
+        arrays = {key: _read_npy(source, archive, members[key]) for key in keys}
     parts = [
-        (_npz_images(source, x, arrays[x](), layout, scale), _npz_labels(source, y, arrays[y]()), test)
+        (_npz_images(source, x, arrays[x], layout, scale), _npz_labels(source, y, arrays[y]), test)
         for x, y, test in named
     ]
-    classes = [str(c) for c in arrays["classes"]()] if "classes" in arrays else None
-    return assemble(source, source.location.stem, parts, classes)
+    classes = [_text(c) for c in arrays["classes"].tolist()] if "classes" in arrays else None
+    return assemble(source, path.stem, parts, classes)
 
 
-def _open_npz(source: Source) -> dict[str, Callable[[], np.ndarray]]:
-    """The arrays of the archive by lower-case name, each read when called."""
-    path = source.location
-    if not zipfile.is_zipfile(path):
-        raise source.error("a file that is no zip archive" if path.is_file() else "no file", "a .npz file")
-    archive = zipfile.ZipFile(path)
-    members = {m.filename.removesuffix(".npy").lower(): m for m in archive.infolist() if m.filename.endswith(".npy")}
-    total = sum(m.file_size for m in members.values())
-    if total > MAX_BYTES:
-        raise source.error(f"{total:,} bytes once inflated", f"at most {MAX_BYTES:,}")
-    return {name: partial(_read_npy, source, archive, member) for name, member in members.items()}
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _read_npy(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array: what its header says is checked against the bytes before an array of that size is made."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         with archive.open(member) as stream:
             shape, fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
             content = stream.read(MAX_BYTES)
-    except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
-        raise source.error(
-            f"an unreadable array {member.filename} ({error})", "an array saved by numpy.savez"
-        ) from error
+    except UNREADABLE as error:
+        found = f"an unreadable array {member.filename} ({error})"
+        raise source.error(found, "an array saved by numpy.savez") from error
     if dtype.hasobject or dtype.fields is not None or not dtype.itemsize:
         raise source.error(f"the array {member.filename} of dtype {dtype}", "numbers or fixed-length text, no objects")
     if math.prod(shape) * dtype.itemsize != len(content):

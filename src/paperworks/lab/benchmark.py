@@ -56,7 +56,8 @@ def find_cases(id: str) -> list[Case]:
         path = folder / f"{id.replace('-', '_')}.py"
         if path.exists():
             spec = importlib.util.spec_from_file_location(f"paperworks_benchmark_{path.stem}", path)
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             cases: list[Case] = module.cases()

@@ -86,7 +86,7 @@ def _bound_names(node: ast.stmt) -> set[str]:
 
 
 def _slice(tree: ast.Module, attribute: str) -> list[ast.stmt]:
-    """The statements of a module that `attribute` refers to, directly or not; a decorator is a declaration, not code."""
+    """The statements of a module that `attribute` refers to, directly or not; decorators are left out."""
     bound: dict[str, list[ast.stmt]] = {}
     for node in tree.body:
         for name in _bound_names(node):
@@ -147,7 +147,7 @@ def package_version(name: str) -> str:
 
 
 def fingerprint(*targets: str, extra: tuple[str, ...] = ()) -> str:
-    """Digest of the source of `targets`, the lab's version, PyTorch's version and `extra` signatures (24 hex digits)."""
+    """Digest of the source of `targets`, the lab's and PyTorch's versions and `extra` signatures (24 hex digits)."""
     parts = [f"lab {LAB_VERSION}", f"torch {package_version('torch')}", *extra]
     parts += [f"{module} {digest}" for module, digest in sorted(sources(*targets).items())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

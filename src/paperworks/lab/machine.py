@@ -6,6 +6,7 @@ import os
 import platform
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -39,7 +40,7 @@ def _accelerator() -> str:
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
     """The machine that this process runs on."""
-    facts = {
+    facts: dict[str, Any] = {
         "cpu": _processor(),
         "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

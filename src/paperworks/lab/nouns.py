@@ -46,7 +46,7 @@ def resolve(target: str) -> Any:
 
 
 class Tiers:
-    """A value that depends on the tier: ``Tiers(smoke=1, desk=20)``. A tier without a value takes the next lower one."""
+    """A value by tier: ``Tiers(smoke=1, desk=20)``. A tier without a value takes the next lower one."""
 
     def __init__(self, **values: Any) -> None:
         unknown = set(values) - set(TIERS)
@@ -97,7 +97,8 @@ class Arm:
         if parenthesis:
             try:
                 call = ast.parse(f"f({rest}", mode="eval").body
-                assert isinstance(call, ast.Call) and not call.args
+                assert isinstance(call, ast.Call)
+                assert not call.args
                 options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
             except (SyntaxError, ValueError, AssertionError):
                 wanted = "'package.module:attribute(name=literal, ...)'"

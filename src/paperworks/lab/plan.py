@@ -101,7 +101,9 @@ def trial_spec(protocol: Protocol, arm: Arm, seed: int, settings: Mapping[str, A
     )
 
 
-def _side(contender: Contender, claim: Claim, settings: Mapping[str, Any], at: Circumstances, n: int, offset: int) -> Side:
+def _side(
+    contender: Contender, claim: Claim, settings: Mapping[str, Any], at: Circumstances, n: int, offset: int
+) -> Side:
     assert claim.protocol is not None
     arms = contender.arms if isinstance(contender, BestOf) else (contender,)
     candidates = tuple(
@@ -110,13 +112,13 @@ def _side(contender: Contender, claim: Claim, settings: Mapping[str, Any], at: C
     selection: tuple[tuple[TrialSpec, ...], ...] = ()
     if isinstance(contender, BestOf):
         seeds = range(SELECTION_SEED, SELECTION_SEED + contender.selection_seeds)
-        selection = tuple(
-            tuple(trial_spec(claim.protocol, arm, seed, settings, at) for seed in seeds) for arm in arms
-        )
+        selection = tuple(tuple(trial_spec(claim.protocol, arm, seed, settings, at) for seed in seeds) for arm in arms)
     return Side(contender.name, candidates, selection)
 
 
-def _plan_criterion(criterion: Criterion, claim: Claim, settings: Mapping[str, Any], at: Circumstances) -> PlannedCriterion:
+def _plan_criterion(
+    criterion: Criterion, claim: Claim, settings: Mapping[str, Any], at: Circumstances
+) -> PlannedCriterion:
     n = int(at_tier(criterion.seeds, at.tier))
     offset = 0
     if at.control:

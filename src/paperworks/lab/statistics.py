@@ -2,8 +2,8 @@
 
 The interval of the mean difference is Student's t for eight or more near-normal differences (Shapiro-Wilk p > 0.05),
 else the bias-corrected and accelerated bootstrap (BCa). On few and skewed values BCa is too narrow: in simulated null
-experiments with five or six seeds it excluded zero on one given side in 6 to 17 % of the cases, instead of 2.5 %. Hence two
-rules: fewer than eight seeds decide nothing, and where BCa is used the exact sign-flip test has to agree.
+experiments with five or six seeds it excluded zero on one given side in 6 to 17 % of the cases, instead of 2.5 %.
+Hence two rules: fewer than eight seeds decide nothing, and where BCa is used the exact sign-flip test has to agree.
 There is no early stopping: the number of seeds is declared and run.
 """
 

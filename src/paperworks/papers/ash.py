@@ -38,7 +38,7 @@ paper = Paper(
         "formula, trainable alpha and z, per-sample statistics": "the paper; where the code's fragments disagree with "
         "the text, the text's formula x * sigmoid(2 alpha (x - mean - z std))",
         "initial values alpha = 1, z = 0.001": "the authors' code",
-        "eps = 1e-6 under the square root; which axes a 2-D, 3-D, 4-D or 5-D input is reduced over": "our reconstruction",
+        "eps = 1e-6 under the square root; the axes that inputs of each rank are reduced over": "our reconstruction",
         "leaky form x (leak + (1 - leak) sigmoid(.))": "our reconstruction; the paper only names it",
         "Hard ASH": "the follow-up, arXiv 2404.17651, and its code",
         "closed-form backward": "derived here",
@@ -288,7 +288,6 @@ paper.measured(
     note="both sides choose among six settings on two seeds that take no part in the comparison; 8x8 digits stand in "
     "for MNIST unless data=idx:PATH is given",
 )  # fmt: skip
-
 
 
 @paper.exact(

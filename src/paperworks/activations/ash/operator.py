@@ -22,6 +22,7 @@ from paperworks import native
 _ops: Any = torch.ops.paperworks
 _POINTER = ctypes.c_void_p
 _SERIAL = 32768  # elements below which waking the other threads costs more than it saves
+_SLICE = 65536  # elements that torch operations take at a time
 
 
 class _Problem(ctypes.Structure):
@@ -180,21 +181,36 @@ def _broadcastable(x: Tensor, channel_dim: int, *parameters: Tensor) -> list[Ten
     return [p.view([p.numel() if d == channel_dim else 1 for d in range(x.ndim)]) for p in parameters]
 
 
+def _slices(x: Tensor) -> list[slice]:
+    """Slices of the batch whose temporary tensors stay in cache: several times faster on a CPU than all at once."""
+    samples = x.shape[0]
+    step = max(1, _SLICE * samples // max(1, x.numel())) if x.device.type == "cpu" else max(1, samples)
+    return [slice(start, start + step) for start in range(0, samples, step)]
+
+
 def _forward_torch(
     x: Tensor, alpha: Tensor, z_k: Tensor, channel_dim: int, first_dim: int, leak: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    value = x.to(arithmetic_dtype(x))
-    m = moments(value, tuple(range(first_dim, x.ndim)), eps)
+    y, statistics = _forward_fake(x, alpha, z_k, channel_dim, first_dim)
+    by_sample = statistics.view(x.shape[0], -1) if x.shape[0] else statistics
     alpha, z_k = _broadcastable(x, channel_dim, alpha, z_k)
-    y = gated(value, m, alpha, z_k, leak)
-    return torch.empty_like(x).copy_(y), torch.stack([m.mean, m.rest, m.sigma], dim=-1).reshape(-1, 3)
+    for part in _slices(x):
+        value = x[part].to(arithmetic_dtype(x))
+        m = moments(value, tuple(range(first_dim, x.ndim)), eps)
+        y[part] = gated(value, m, alpha, z_k, leak)
+        by_sample[part] = torch.stack([m.mean, m.rest, m.sigma], dim=-1).flatten(1)
+    return y, statistics
 
 
 def _backward_torch(
     incoming: Tensor, x: Tensor, alpha: Tensor, z_k: Tensor, statistics: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dalpha, dz = gradient_formula(incoming, x, alpha, z_k, *constants)
-    return torch.empty_like(x).copy_(dx), dalpha, dz
+    dx, dalpha, dz = torch.empty_like(x), torch.zeros_like(alpha), torch.zeros_like(z_k)
+    for part in _slices(x):
+        dx[part], more_alpha, more_z = gradient_formula(incoming[part], x[part], alpha, z_k, *constants)
+        dalpha += more_alpha
+        dz += more_z
+    return dx, dalpha, dz
 
 
 def _forward_cpu(

@@ -97,24 +97,25 @@ class SDMClassifier(ClassifierMixin, BaseEstimator):
             LabelTypeError: y and y_cal hold text and numbers (it is a TypeError and a ValueError).
         """
         start = self._start()
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        X, y = self._pooled(X, y, X_cal, y_cal)
-        check_classification_targets(y)
-        self.classes_, indices, counts = np.unique(y, return_inverse=True, return_counts=True)
+        own: Any = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        pooled, labels = self._pooled(own[0], own[1], X_cal, y_cal)
+        check_classification_targets(labels)
+        self.classes_, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
         self._check_settings(counts)
-        filters = self.num_filters or min(1000, 4 * X.shape[1])
+        features = pooled.shape[1]
+        filters = self.num_filters or min(1000, 4 * features)
         if start is not None:
             shape = (start.in_features, start.num_classes, start.conv.out_features)
             if self.num_filters is None:
                 filters = start.conv.out_features
-            if shape != (X.shape[1], len(self.classes_), filters):
+            if shape != (features, len(self.classes_), filters):
                 raise ValueError(
-                    f"warm_start must have (D, C, M) = {(X.shape[1], len(self.classes_), filters)}, got {shape}"
+                    f"warm_start must have (D, C, M) = {(features, len(self.classes_), filters)}, got {shape}"
                 )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with self._progress() as advance:
             fitted = fit_rounds(
-                torch.tensor(X, device=self.device or "cpu"),
+                torch.tensor(pooled, device=self.device or "cpu"),
                 indices.astype(np.int64).ravel(),
                 len(self.classes_),
                 alpha=self.alpha,
@@ -156,19 +157,19 @@ class SDMClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"X_cal and y_cal go together, got {missing}=None")
         if X_cal is None:
             return X, y
-        X_cal = validate_data(self, X_cal, reset=False, dtype=[np.float64, np.float32])
-        y_cal = check_array(y_cal, ensure_2d=False, dtype=None, input_name="y_cal")
-        if y_cal.shape != (len(X_cal),):
-            raise ValueError(f"y_cal must have shape ({len(X_cal)},), got {y_cal.shape}")
-        if _is_text(y) != _is_text(y_cal):
-            raise LabelTypeError(f"y and y_cal must hold labels of one type, got {y.dtype} and {y_cal.dtype}")
-        labels, labels_cal = set(y.tolist()), set(y_cal.tolist())
+        more = np.asarray(validate_data(self, X_cal, reset=False, dtype=[np.float64, np.float32]))
+        y_more = np.asarray(check_array(y_cal, ensure_2d=False, dtype=None, input_name="y_cal"))
+        if y_more.shape != (len(more),):
+            raise ValueError(f"y_cal must have shape ({len(more)},), got {y_more.shape}")
+        if _is_text(y) != _is_text(y_more):
+            raise LabelTypeError(f"y and y_cal must hold labels of one type, got {y.dtype} and {y_more.dtype}")
+        labels, labels_cal = set(y.tolist()), set(y_more.tolist())
         if labels != labels_cal:
             raise ValueError(
                 f"y_cal must hold the classes of y: missing {sorted(labels - labels_cal)}, "
                 f"unknown {sorted(labels_cal - labels)}"
             )
-        return np.concatenate([X, X_cal]), np.concatenate([y, y_cal])
+        return np.concatenate([X, more]), np.concatenate([y, y_more])
 
     def _check_settings(self, counts: NDArray[np.int64]) -> None:
         classes = len(counts)
@@ -204,7 +205,8 @@ class SDMClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Labels (N,): argmax z'."""
-        logits, _ = self.state_.adaptor.project(torch.tensor(self._checked(X)))
+        X = self._checked(X)
+        logits, _ = self.state_.adaptor.project(torch.tensor(X))
         return np.asarray(self.classes_[logits.argmax(1).cpu().numpy()])
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -57,4 +57,4 @@ def distance_quantile(d_nearest: NDArray[np.floating], ecdfs: list[ECDF]) -> NDA
     """d = min_c [1 - eCDF_c(d_nearest)], Eq. 6; a class without values makes d = 0."""
     if any(len(e) == 0 for e in ecdfs):
         return np.zeros(d_nearest.shape)
-    return np.min([1.0 - e(d_nearest) for e in ecdfs], axis=0)
+    return np.asarray(np.min([1.0 - e(d_nearest) for e in ecdfs], axis=0))

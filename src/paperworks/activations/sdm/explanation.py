@@ -36,7 +36,7 @@ class Witness:
 
 @dataclass(frozen=True)
 class PointExplanation:
-    """The verdict on one point with its witnesses; twin_count, twin_accuracy are over all twins, not only those shown."""
+    """The verdict on one point with its witnesses; twin_count and twin_accuracy are over all twins, shown or not."""
 
     prediction: Any
     admitted: bool

@@ -1,4 +1,4 @@
-"""Watching a deployed estimator: a drift alarm against the calibration set, and coverage against accuracy over alpha."""
+"""Watching a deployed estimator: a drift alarm against D_ca, and coverage against accuracy over alpha."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def fit_rescaler_batch(v: Floats, soft_q: Floats, labels: NDArray[np.int64]) -> 
     1e-7 or after 1000 iterations.
     """
     from scipy.optimize import minimize
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     shape = (v.shape[1], v.shape[1])
 

@@ -76,7 +76,8 @@ def _frozen(model: Any) -> Any:
 
 
 def _device(model: Any) -> torch.device:
-    return next(iter(model.parameters())).device
+    parameter: Tensor = next(iter(model.parameters()))
+    return parameter.device
 
 
 def hidden_states(model: Any, sequences: Sequence[Sequence[int]], batch_size: int = 8) -> list[Tensor]:

@@ -333,7 +333,7 @@ def class_indices(y: ArrayLike | Tensor, size: int, classes: int, name: str) -> 
         raise TypeError(f"{name} must hold integer class indices, got {labels.dtype}")
     if labels.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {labels.shape}")
-    if size and not (0 <= labels.min() and labels.max() < classes):
+    if size and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"{name} must be in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
     return labels.astype(np.int64)
 

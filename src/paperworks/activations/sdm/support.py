@@ -13,7 +13,7 @@ chunking, the number of threads or the dtype of the product, and a duplicate is 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -287,7 +287,7 @@ class SupportIndex:
         take = order[starts[:, None] + torch.arange(k, device=h.device)]
         return indices[take], squared[take].sqrt()
 
-    def _faiss_index(self):  # type: ignore[no-untyped-def]  # faiss ships no types
+    def _faiss_index(self) -> Any:
         try:
             import faiss
         except ImportError as error:

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Similarity and nearest distance on a GPU: distances fused with their reductions, no N x B matrix written.
 
 Two passes over tiles of (queries, exemplars).  The first keeps, per query, the least squared distance over failing
@@ -6,8 +7,6 @@ and over all exemplars; the second counts the matching exemplars below the least
 at distance 0, and both passes see the same number for the same pair.  Every program handles one tile of queries and
 one share of the exemplars; the shares are reduced outside, in a fixed order.
 """
-
-from __future__ import annotations
 
 import torch
 import triton
@@ -20,7 +19,15 @@ _PROGRAMS = 1024  # programs wanted on the device at once
 
 @triton.jit
 def _squared_distances(
-    a_ptr, b_ptr, rows, columns, n_rows, n_columns, features, QUERIES: tl.constexpr, EXEMPLARS: tl.constexpr
+    a_ptr,
+    b_ptr,
+    rows,
+    columns,
+    n_rows,
+    n_columns,
+    features,
+    QUERIES: tl.constexpr,
+    EXEMPLARS: tl.constexpr,
 ):
     """Tile of sum_k (a_k - b_k)^2; a (features, n_rows) and b (features, n_columns) are stored feature by feature."""
     a_in, b_in = rows < n_rows, columns < n_columns
@@ -35,9 +42,20 @@ def _squared_distances(
 
 @triton.jit
 def _nearest_kernel(
-    a_ptr, b_ptr, predicted_ptr, group_ptr, fail_ptr, all_ptr, n_rows, n_columns, features, share, exclude_self,
-    QUERIES: tl.constexpr, EXEMPLARS: tl.constexpr,
-):  # fmt: skip
+    a_ptr,
+    b_ptr,
+    predicted_ptr,
+    group_ptr,
+    fail_ptr,
+    all_ptr,
+    n_rows,
+    n_columns,
+    features,
+    share,
+    exclude_self,
+    QUERIES: tl.constexpr,
+    EXEMPLARS: tl.constexpr,
+):
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     predicted = tl.load(predicted_ptr + rows, mask=rows < n_rows, other=0)
     infinity = float("inf")
@@ -46,9 +64,7 @@ def _nearest_kernel(
     first = tl.program_id(1) * share
     for start in range(first, tl.minimum(first + share, n_columns), EXEMPLARS):
         columns = start + tl.arange(0, EXEMPLARS)
-        squared = _squared_distances(
-            a_ptr, b_ptr, rows, columns, n_rows, n_columns, features, QUERIES, EXEMPLARS
-        )  # fmt: skip
+        squared = _squared_distances(a_ptr, b_ptr, rows, columns, n_rows, n_columns, features, QUERIES, EXEMPLARS)
         group = tl.load(group_ptr + columns, mask=columns < n_columns, other=-1)
         seen = (columns[None, :] < n_columns) & ((exclude_self == 0) | (columns[None, :] != rows[:, None]))
         fails = seen & (group[None, :] != predicted[:, None])
@@ -61,9 +77,20 @@ def _nearest_kernel(
 
 @triton.jit
 def _count_kernel(
-    a_ptr, b_ptr, predicted_ptr, group_ptr, fail_ptr, count_ptr, n_rows, n_columns, features, share, exclude_self,
-    QUERIES: tl.constexpr, EXEMPLARS: tl.constexpr,
-):  # fmt: skip
+    a_ptr,
+    b_ptr,
+    predicted_ptr,
+    group_ptr,
+    fail_ptr,
+    count_ptr,
+    n_rows,
+    n_columns,
+    features,
+    share,
+    exclude_self,
+    QUERIES: tl.constexpr,
+    EXEMPLARS: tl.constexpr,
+):
     rows = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     predicted = tl.load(predicted_ptr + rows, mask=rows < n_rows, other=0)
     d_fail = tl.load(fail_ptr + rows, mask=rows < n_rows, other=0.0)
@@ -71,9 +98,7 @@ def _count_kernel(
     first = tl.program_id(1) * share
     for start in range(first, tl.minimum(first + share, n_columns), EXEMPLARS):
         columns = start + tl.arange(0, EXEMPLARS)
-        squared = _squared_distances(
-            a_ptr, b_ptr, rows, columns, n_rows, n_columns, features, QUERIES, EXEMPLARS
-        )  # fmt: skip
+        squared = _squared_distances(a_ptr, b_ptr, rows, columns, n_rows, n_columns, features, QUERIES, EXEMPLARS)
         group = tl.load(group_ptr + columns, mask=columns < n_columns, other=-1)
         seen = (columns[None, :] < n_columns) & ((exclude_self == 0) | (columns[None, :] != rows[:, None]))
         matches = seen & (group[None, :] == predicted[:, None]) & (squared < d_fail[:, None])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adaptor import ExemplarAdaptor
 from .ecdf import distance_quantile
@@ -92,7 +92,8 @@ def train_adaptor(
     optimizer = _Adam(parameters, lr)
     q = torch.full((len(target),), SOFTMAX_Q, device=x_train.device)
     d = torch.ones_like(q)
-    best, metrics = [p.detach().clone() for p in parameters], []
+    best = [p.detach().clone() for p in parameters]
+    metrics: list[float] = []
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(len(target))).to(x_train.device)
         batches = zip(*(t[order].split(batch_size) for t in (x_train, target, q, d)), strict=True)
@@ -115,7 +116,7 @@ class _Adam:
     `torch.optim` loads the compiler when the first optimizer is made, which takes longer than a fit of small data.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: list[Tensor], lr: float) -> None:
         self.parameters, self.lr, self.steps = parameters, lr, 0
         size = sum(p.numel() for p in parameters)
         self.moment = torch.zeros(size, device=parameters[0].device)

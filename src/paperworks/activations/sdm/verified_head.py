@@ -144,4 +144,4 @@ def peak_regularizer(z: Tensor, z_reference: Tensor, target: Tensor, q: Tensor, 
     with torch.no_grad():
         # At r <= 1 the base is 1 and the exponent has no effect.
         exponent = torch.where(r > 1, nll.log() / r.log(), torch.zeros_like(r)).nan_to_num(0.0).clamp(0.0, 1.0)
-    return (r.clamp(min=1.0) ** exponent).sqrt()
+    return torch.sqrt(r.clamp(min=1.0) ** exponent)

@@ -212,5 +212,7 @@ class LocalEngine:
             return worker.failed(f"the trial ran past its time limit of {spec.time_limit:g} s")
         if worker.peak > spec.memory_limit_gib * 2**30:
             used = worker.peak / 2**30
-            return worker.failed(f"the trial used {used:.2f} GiB, over its memory limit of {spec.memory_limit_gib:g} GiB")
+            return worker.failed(
+                f"the trial used {used:.2f} GiB, over its memory limit of {spec.memory_limit_gib:g} GiB"
+            )
         return None

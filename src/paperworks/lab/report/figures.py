@@ -1,7 +1,8 @@
 """A paper's own figures, drawn from the trials behind its verdicts, as SVG that lies inside a page.
 
 The SVG keeps text as text and takes its colours from the page: what matplotlib draws in one of the colours of `SERIES`,
-in `INK` or in `FAINT` refers to the variable of that colour in the page's style sheet, which knows light and dark.
+in `INK` or in `FAINT` refers to the variable of that colour in the page's style sheet, which knows light and dark. Any
+other colour keeps on a dark page the contrast that it has on a light one.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from xml.etree import ElementTree
 
 from paperworks.lab.nouns import Arm, BestOf, Claim, Figure, Paper, resolve
 from paperworks.lab.records import Comparison, TrialResult, TrialSpec, Verdict
 from paperworks.lab.report.collect import Report
+from paperworks.lab.report.colours import on_dark
 
 SERIES = ("#2462c4", "#b9500b", "#0a7868", "#a12f86", "#7d6300", "#5a4bd0", "#a92c40", "#5d6874")
 INK, FAINT, SURFACE = "#1b2028", "#d5dbe2", "#ffffff"
@@ -213,20 +214,21 @@ def _attribute(name: str, value: str, prefix: str) -> str:
 
 def _variable(colour: str) -> str:
     name = VARIABLES.get(colour.lower())
-    return f"var({name}, {colour})" if name else colour
+    return f"var({name}, {colour})" if name else f"light-dark({colour}, {on_dark(colour)})"
 
 
 def _serialised(root: ElementTree.Element) -> str:
-    # HTML knows svg and xlink without declarations, so the names are written bare.
+    """The tree as HTML has it: names without namespaces, links as plain ``href``."""
     for element in root.iter():
-        element.tag = element.tag.removeprefix(f"{{{SVG}}}")
-        renamed: Mapping[str, Any] = {
-            k.replace(f"{{{XLINK}}}", "xlink:").replace("{http://www.w3.org/XML/1998/namespace}", "xml:"): v
-            for k, v in element.attrib.items()
-        }
+        element.tag = _bare(element.tag)
+        attributes = {_bare(name): value for name, value in element.attrib.items()}
         element.attrib.clear()
-        element.attrib.update(renamed)
+        element.attrib.update(attributes)
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _bare(name: str) -> str:
+    return name.rpartition("}")[2]
 
 
 def draw_all(report: Report) -> dict[str, list[Drawn]]:

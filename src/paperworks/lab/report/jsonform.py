@@ -258,7 +258,7 @@ def _undecided(verdict: Verdict) -> list[str]:
 
 def _error_words(error: Mapping[str, Any], total: int) -> str:
     of = f"{error['trials']} of {plural(total, 'trial')}" if error["trials"] and total > 1 else ""
-    arms = ", ".join(error["arms"])
+    arms = ", ".join(error["arms"][:3]) + (f" and {len(error['arms']) - 3} more" if len(error["arms"]) > 3 else "")
     said = ": ".join(filter(None, (of, arms))) if of else ""
     return f"{error['message']} ({said})" if said else str(error["message"])
 

@@ -81,6 +81,8 @@ def with_digits(value: Any, width: float, *, sign: bool = False) -> str:
     found = value_of(value)
     if found is None:
         return "–" if value is None else _minus(str(float(value)))
+    if found == 0:
+        return "0"
     scale = abs(width) if width else abs(found) / 100
     decimals = 0 if scale == 0 else max(0, 1 - math.floor(math.log10(scale)))
     if decimals > 6 or abs(found) >= 1e9:
@@ -133,27 +135,32 @@ def comparison_words(comparison: Said) -> dict[str, str]:
 
     def mean(values: Mapping[str, Any]) -> str:
         finite = [v for v in map(value_of, values.values()) if v is not None]
-        return with_digits(sum(finite) / len(finite) if finite else None, width)
+        # The width of a ratio's interval says nothing of the arms' own digits.
+        digits = 0.0 if comparison["scale"] == "ratio" else width
+        return with_digits(sum(finite) / len(finite) if finite else None, digits)
 
+    n = len(comparison["paired"])
     kind = "ratio" if comparison["scale"] == "ratio" else "difference" if comparison["baseline"] else "value"
     words: dict[str, str] = {
         "kind": kind,
         "estimate": said("observed"),
-        "interval": f"{said('low')} to {said('high')}" if low is not None else "–",
-        "interval_kind": INTERVALS.get(comparison["interval"], str(comparison["interval"])),
+        "interval": _range(said("low"), said("high")),
+        "interval_kind": INTERVALS.get(comparison["interval"], str(comparison["interval"])) if n > 1 else "one value",
         "p": p_number(comparison["p"]),
-        "effect": _effect(comparison["effect"]),
+        "effect": _effect(comparison["effect"]) if n > 1 else "–",
         "method_mean": mean(comparison["method_values"]),
         "baseline_mean": mean(comparison["baseline_values"]),
         "margin": "–" if margin is None else _minus(f"{margin:g}"),
-        "n": str(len(comparison["paired"])),
+        "n": str(n),
     }
     level, adjusted = value_of(comparison["level"]), value_of(comparison["adjusted_low"])
     words["level"] = "–" if level is None else f"{level:.3g}"
-    words["adjusted"] = (
-        f"{said('adjusted_low')} to {said('adjusted_high')}" if adjusted is not None and level else "–"
-    )  # fmt: skip
+    words["adjusted"] = "–" if adjusted is None else _range(said("adjusted_low"), said("adjusted_high"))
     return words
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def _effect(effect: Any) -> str:

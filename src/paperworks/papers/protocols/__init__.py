@@ -1,1 +1,1 @@
-"""Protocols that several papers share. The modules are light at import: tensor code is imported inside the functions."""
+"""Protocols that papers share. Light at import: tensor code is imported inside the functions."""

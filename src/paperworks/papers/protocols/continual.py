@@ -35,7 +35,7 @@ def class_incremental(trial: Trial, arm: Arm) -> dict[str, float]:
     from torch.nn import functional
     from torch.nn.utils import parametrize
 
-    from paperworks.activations.ash import CenteredUnitRows
+    from paperworks.activations.ash import CentredUnitRows
     from paperworks.data.images import load_images
 
     activation, lr = arm.build()
@@ -43,7 +43,7 @@ def class_incremental(trial: Trial, arm: Arm) -> dict[str, float]:
     features = train.images[0].numel()
     with trial.global_generators("weights"):
         hidden = nn.Linear(features, trial.settings["hidden"], bias=False)
-        parametrize.register_parametrization(hidden, "weight", CenteredUnitRows())
+        parametrize.register_parametrization(hidden, "weight", CentredUnitRows())
         model = nn.Sequential(
             nn.Flatten(), hidden, activation.build(), nn.Linear(trial.settings["hidden"], train.num_classes)
         ).to(trial.device)

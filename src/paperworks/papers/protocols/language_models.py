@@ -111,7 +111,7 @@ def make_language_model(architecture: str, vocabulary_size: int, size: Size) -> 
             GPT2Config(
                 vocab_size=vocabulary_size, n_positions=size.context, n_embd=size.dim, n_layer=size.layers,
                 n_head=size.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-                bos_token_id=None, eos_token_id=None,
+                initializer_range=_deviation(size.dim), bos_token_id=None, eos_token_id=None,
             )
         )  # fmt: skip
         return gpt2
@@ -122,11 +122,16 @@ def make_language_model(architecture: str, vocabulary_size: int, size: Size) -> 
             LlamaConfig(
                 vocab_size=vocabulary_size, max_position_embeddings=size.context, hidden_size=size.dim,
                 intermediate_size=8 * size.dim // 3, num_hidden_layers=size.layers, num_attention_heads=size.heads,
-                use_cache=False, bos_token_id=None, eos_token_id=None,
+                use_cache=False, initializer_range=_deviation(size.dim), bos_token_id=None, eos_token_id=None,
             )
         )  # fmt: skip
         return llama
     raise ValueError(f"architecture: got {architecture!r}, wanted one of {', '.join(ARCHITECTURES)}")
+
+
+def _deviation(dim: int) -> float:
+    """Standard deviation of new weights: GPT-2's 0.02 at its width of 768, and as much signal at another width."""
+    return 0.02 * float(np.sqrt(768 / dim))
 
 
 def load_checkpoint(spec: str) -> tuple[nn.Module, CheckpointTokens]:

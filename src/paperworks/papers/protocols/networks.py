@@ -28,7 +28,7 @@ class _Pool(nn.Module):
 
 
 def convnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Three 3x3 convolutions of 16, 32 and 64 filters with strides 1, 2, 2, global average, linear; no normalisation."""
+    """Three 3x3 convolutions of 16, 32 and 64 filters with strides 1, 2, 2, global average, linear; no norm."""
     layers: list[nn.Module] = []
     for i, o, stride in ((in_channels, 16, 1), (16, 32, 2), (32, 64, 2)):
         layers += [_conv(i, o, 3, stride, bias=True), nn.ReLU()]
@@ -204,9 +204,7 @@ def build_network(spec: str, data: ImageData) -> nn.Module:
     if spec in NETWORKS:
         return NETWORKS[spec](data.num_classes, data.in_channels, data.image_size)
     try:
-        return load_model(
-            spec, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
-        )
+        return load_model(spec, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
     except ValueError as error:
         raise ValueError(f"{error} (or one of the networks {', '.join(NETWORKS)})") from error
 
