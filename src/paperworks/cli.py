@@ -267,20 +267,12 @@ def report(
 
 
 def main() -> None:
-    """Entry point: user errors are one line and exit code 2; an interrupt says how to resume."""
-    import click
-
+    """Entry point: an error that the user can mend is one line and exit code 2."""
     try:
-        sys.exit(typer.main.get_command(app).main(prog_name="paperworks", standalone_mode=False) or 0)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
-    except (ValueError, ImportError, FileNotFoundError) as error:
+        app()
+    except (ValueError, ImportError, OSError) as error:
         typer.echo(f"paperworks: {error}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("interrupted: what finished is kept; run the same command again to go on", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -91,6 +92,9 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
+        if kind is KeyboardInterrupt:
+            Console(stderr=True).print("interrupted: what finished is kept; run the same command again to go on")
+            raise typer.Exit(130)
 
     def _planned(self, total: int, reused: int) -> None:
         self.task = self.progress.add_task("trials", total=total, completed=reused, note="")

@@ -12,6 +12,7 @@ from paperworks.lab.nouns import Arm, BestOf, Bound, Criterion, Figure, Finding,
 from paperworks.lab.records import Comparison, Machine, TrialResult, TrialSpec, Verdict
 
 HERE = "lab.report_sample"
+LONG_WORD = "Antidisestablishmentarianism_and_other_words_that_do_not_want_to_break"
 START = datetime(2025, 11, 20, 9, 30, tzinfo=UTC)
 MACHINE = Machine(
     "9f3a1c0b7d2e4a55", "AMD EPYC 7763 64-Core Processor", 2, 7.8, "Linux 6.1.0", "3.11.9", "",

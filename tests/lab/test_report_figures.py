@@ -157,6 +157,19 @@ def test_the_prefix_keeps_two_figures_apart():
     assert " width=" not in made
 
 
+@pytest.mark.parametrize(
+    ("written", "made"),
+    [
+        ("font: 9px 'DejaVu Sans', 'Arial', sans-serif; fill: none", "font: 9px var(--sans, sans-serif); fill: none"),
+        ("font-size: 9px; font-family: 'DejaVu Sans', Arial", "font-size: 9px; font-family: var(--sans, sans-serif)"),
+        ("font-family: 'DejaVu Sans Mono', monospace", "font-family: 'DejaVu Sans Mono', monospace"),
+    ],
+)
+def test_the_default_font_becomes_the_pages_in_every_spelling(written, made):
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg"><text style="{written}">a</text></svg>'
+    assert f'<text style="{made}">' in for_page(svg, "x", "")
+
+
 COLOURS = st.tuples(*[st.integers(0, 255)] * 3).map(lambda rgb: "#" + "".join(f"{v:02x}" for v in rgb))
 
 

@@ -83,15 +83,20 @@ def eafo_direction(f: Function, density: Any, z: Tensor) -> Tensor:
     return in_float(lambda t: direction(f, p, t), z)
 
 
-def direction(f: Function, density: Density, z: Tensor, delta: float = 0.0) -> Tensor:
-    """c(z) with f'' / f' replaced by f'' f' / (f'^2 + delta^2), which has no poles where f turns around."""
+def direction(f: Function, density: Density, z: Tensor) -> Tensor:
+    """`eafo_direction` of checked arguments."""
     first, second = slopes(f, z)
-    if delta:
-        ratio = second * first / (first * first + delta * delta)
-    else:
-        flat = (first == 0) & (second == 0)
-        ratio = second / torch.where(flat, 1.0, first)
-    return density.dpdf(z) - density.pdf(z) * ratio
+    flat = (first == 0) & (second == 0)
+    return density.dpdf(z) - density.pdf(z) * second / torch.where(flat, 1.0, first)
+
+
+def softened_direction(f: Function, density: Density, z: Tensor, delta: float) -> Tensor:
+    """sign(f') f'^2 / (f'^2 + delta^2) c(z): c where f is steeper than delta, 0 where f is flat, reversed where f falls.
+
+    For an f that is not monotone. It has no poles, and lowers the softened entropy of `entropy`.
+    """
+    first, second = slopes(f, z)
+    return first.abs() * (first * density.dpdf(z) - density.pdf(z) * second) / (first * first + delta * delta)
 
 
 def activation_entropy(f: Function, density: Any, *, points: int = 20001, branch: str | None = None) -> float:
@@ -107,7 +112,7 @@ def activation_entropy(f: Function, density: Any, *, points: int = 20001, branch
         branch: "positive" takes both integrals over z > 0 only, not renormalised (for ReLU under N(0, 1), half H[p]).
 
     Returns:
-        H; -inf where f' = 0 on a set of positive mass (ReLU on the whole line).
+        H; -inf where f' is 0 on a set of positive mass (ReLU on the whole line).
 
     Raises:
         ValueError: unknown `branch`, points < 1, or a derivative that is not finite.
@@ -115,76 +120,92 @@ def activation_entropy(f: Function, density: Any, *, points: int = 20001, branch
     """
     if branch not in (None, "positive"):
         raise ValueError(f"branch: got {branch!r}, wanted None or 'positive'")
-    inside = (lambda z: z > 0) if branch else None
-    value, flat = entropy_and_flat_mass(f, as_density(density), points=points, inside=inside)
-    return -math.inf if flat > FLAT_MASS else value
+    quadrature = Quadrature(as_density(density), points)
+    return entropy(in_double(f), quadrature, inside=(lambda z: z > 0) if branch else None)
 
 
-def entropy_and_flat_mass(
-    f: Function, density: Density, *, points: int = 20001, inside: Callable[[Tensor], Tensor] | None = None
-) -> tuple[float, float]:
-    """int p (log|f'| - log p) over the z that are `inside` and where f' is not 0, and the mass of those where it is."""
-    f = in_double(f)
+def entropy(
+    f: Function,
+    quadrature: "Quadrature",
+    *,
+    delta: float = 0.0,
+    inside: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """H over the z that are `inside`; with delta > 0 softened to H[p] + E_p log sqrt(f'^2 + delta^2).
+
+    The softened entropy is finite for every f: slopes below delta all count as delta.
+    """
+    density = quadrature.density
 
     def integrand(z: Tensor) -> Tensor:
         p, first = density.pdf(z), slope(f, z).detach()
         if not bool(torch.isfinite(first).all()):
             at = z[~torch.isfinite(first)][0].item()
             raise ValueError(f"f: its derivative at {at:g} is not finite, wanted one that is")
+        steepness = first.abs() if delta == 0 else torch.hypot(first, torch.full_like(first, delta))
         kept = p > 0 if inside is None else (p > 0) & inside(z)
-        rising = kept & (first != 0)
-        logs = torch.where(rising, first, 1.0).abs().log() - torch.where(rising, p, 1.0).log()
+        rising = kept & (steepness > 0)
+        logs = torch.where(rising, steepness, 1.0).log() - torch.where(rising, p, 1.0).log()
         return torch.stack([torch.where(rising, p * logs, 0.0), torch.where(kept & ~rising, p, 0.0)])
 
-    value, flat = integrate(integrand, density, points=points).tolist()
-    return value, flat
+    value, flat = quadrature(integrand).tolist()
+    return -math.inf if flat > FLAT_MASS else value
 
 
 def in_double(f: Function) -> Function:
-    """A float64 copy in eval mode if `f` is a module, else `f`."""
-    return deepcopy(f).double().eval() if isinstance(f, nn.Module) else f
+    """A float64 copy on the CPU in eval mode if `f` is a module, else `f`."""
+    return deepcopy(f).cpu().double().eval() if isinstance(f, nn.Module) else f
 
 
-def integrate(integrand: Function, density: Density, *, points: int = 20001) -> Tensor:
-    """Integrals over the support of `density` of every row of `integrand(z)`, (n,) -> (rows, n), in float64.
+class Quadrature:
+    """Integrals over the support of a density, in float64.
 
     Adaptive 8-point Gauss rule in t, z = median + spread sinh(t), which reaches the tails of any density in few cells.
-    """
-    if points < 1:
-        raise ValueError(f"points: got {points}, wanted at least 1")
-    low, q1, median, q3, high = quantiles(density, (_TAIL_MASS[0], 0.25, 0.5, 0.75, 1 - _TAIL_MASS[1]))
-    spread = (q3 - q1) / 2
 
-    def estimate(a: Tensor, b: Tensor) -> Tensor:
+    Args:
+        density: its quantiles place the cells.
+        points: evaluations before refinement.
+
+    Raises:
+        ValueError: points < 1, or a CDF that does not go from 0 to 1.
+    """
+
+    def __init__(self, density: Density, points: int = 20001) -> None:
+        if points < 1:
+            raise ValueError(f"points: got {points}, wanted at least 1")
+        self.density = density
+        low, q1, self.median, q3, high = quantiles(density, (_TAIL_MASS[0], 0.25, 0.5, 0.75, 1 - _TAIL_MASS[1]))
+        self.spread = (q3 - q1) / 2
+        ends = (math.asinh((end - self.median) / self.spread) for end in (low, high))
+        # Every cell is evaluated once whole and once as two halves: 24 points.
+        self.edges = torch.linspace(*ends, max(16, points // 24) + 1, dtype=torch.float64)
+
+    def __call__(self, integrand: Function) -> Tensor:
+        """The integral of every row of `integrand(z)`, (n,) -> (rows, n)."""
+        a, b = self.edges[:-1], self.edges[1:]
+        coarse, most = self._estimate(integrand, a, b), 8 * len(self.edges)
+        total = torch.zeros(coarse.shape[0], dtype=torch.float64)
+        while 0 < len(a) <= most:
+            middle = (a + b) / 2
+            left, right = self._estimate(integrand, torch.cat([a, middle]), torch.cat([middle, b])).chunk(2, dim=1)
+            settled = ((left + right - coarse).abs() <= _CELL_ERROR).all(0)
+            settled |= b - a < 1e-13 * (1 + a.abs())  # as narrow as float64 allows: a singularity not integrable
+            total += (left + right)[:, settled].sum(1)
+            rest = ~settled
+            a, b = torch.cat([a[rest], middle[rest]]), torch.cat([middle[rest], b[rest]])
+            coarse = torch.cat([left[:, rest], right[:, rest]], dim=1)
+        return total + coarse.sum(1)
+
+    def _estimate(self, integrand: Function, a: Tensor, b: Tensor) -> Tensor:
         half = (b - a) / 2
         t = (a + b)[:, None] / 2 + half[:, None] * _NODES
-        values = integrand((median + spread * torch.sinh(t)).flatten())
-        return (values.reshape(-1, *t.shape) * torch.cosh(t) @ _WEIGHTS) * (spread * half)
-
-    edges = torch.linspace(
-        math.asinh((low - median) / spread),
-        math.asinh((high - median) / spread),
-        max(16, points // 24) + 1,  # every cell is evaluated once whole and once as two halves, 24 points
-        dtype=torch.float64,
-    )
-    a, b = edges[:-1], edges[1:]
-    coarse, most = estimate(a, b), 8 * len(edges)
-    total = torch.zeros(coarse.shape[0], dtype=torch.float64)
-    while 0 < len(a) <= most:
-        middle = (a + b) / 2
-        left, right = estimate(a, middle), estimate(middle, b)
-        settled = ((left + right - coarse).abs() <= _CELL_ERROR).all(0)
-        settled |= b - a < 1e-13 * (1 + a.abs())  # as narrow as float64 allows: a singularity that is not integrable
-        total += (left + right)[:, settled].sum(1)
-        rest = ~settled
-        a, b = torch.cat([a[rest], middle[rest]]), torch.cat([middle[rest], b[rest]])
-        coarse = torch.cat([left[:, rest], right[:, rest]], dim=1)
-    return total + coarse.sum(1) if len(a) else total
+        values = integrand((self.median + self.spread * torch.sinh(t)).flatten())
+        return (values.reshape(-1, *t.shape) * torch.cosh(t) @ _WEIGHTS) * (self.spread * half)
 
 
 def quantiles(density: Density, masses: tuple[float, ...]) -> list[float]:
-    """Where the CDF reaches each mass, by bisection; an end of a finite support for masses beyond it."""
-    wanted = torch.tensor(masses, dtype=torch.float64)
+    """Where the CDF reaches each mass; an end of a finite support for masses beyond it."""
+    wanted = torch.tensor(masses, dtype=torch.float64)[:, None]
     low, high = (torch.full_like(wanted, end) for end in density.support)
     for end, sign in ((low, -1.0), (high, 1.0)):
         if torch.isinf(end[0]):
@@ -193,10 +214,12 @@ def quantiles(density: Density, masses: tuple[float, ...]) -> list[float]:
                 if float(end[0].abs()) > 1e300:
                     raise ValueError(f"density: its cdf does not reach {'0' if sign < 0 else '1'} on its support")
                 end.mul_(2.0)
-    for _ in range(1100):  # enough to halve the widest bracket down to neighbouring numbers
-        middle = low + (high - low) / 2
-        if bool(((middle <= low) | (middle >= high)).all()):
+    places = torch.arange(65, dtype=torch.float64) / 64
+    while bool((high - low > 1e-13 * (1e-3 + low.abs())).any()):
+        trial = low + (high - low) * places
+        above = (density.cdf(trial[:, 1:-1]) < wanted).sum(1, keepdim=True) + 1
+        finer = trial.gather(1, above - 1), trial.gather(1, above)
+        if torch.equal(finer[0], low) and torch.equal(finer[1], high):
             break
-        below = density.cdf(middle) < wanted
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return high.tolist()
+        low, high = finer
+    return high.flatten().tolist()

@@ -9,17 +9,16 @@ walked along its rising part only, with f'' / f' softened as in `EAFOActivation`
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paperworks.activations.eafo_densities import Density, EmpiricalDensity, as_density
+from paperworks.activations.eafo_densities import EmpiricalDensity, as_density
 from paperworks.activations.eafo_derivatives import Function, slope
-from paperworks.activations.eafo_entropy import FLAT_MASS, in_double, integrate
-from paperworks.activations.eafo_search import POINTS, SearchResult, descend, table_on_grid
+from paperworks.activations.eafo_entropy import FLAT_MASS, Quadrature, in_double
+from paperworks.activations.eafo_search import POINTS, SearchResult, soft_search
 from paperworks.surgery.activations import replace_activations
 
 # Every elementwise activation module of torch that has default settings.
@@ -48,8 +47,6 @@ TORCH_ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Tanhshrink,
 )
 
-_DELTA = 1e-2  # softening of f'' / f', and the least slope that counts as rising
-
 
 @dataclass(frozen=True)
 class LeaderboardRow:
@@ -63,7 +60,8 @@ class LeaderboardRow:
             `scale_free_entropy` for an f that is nowhere flat; what tells ReLU from ReLU6.
         flat_mass: probability of the z where f is flat.
         monotone: whether f never falls. If it does, the entropies are upper bounds (see `activation_entropy`).
-        next_step: EAFO's next step from it; `next_step.function` is the activation after the step.
+        next_step: EAFO's next step from it, softened; `next_step.function` is the activation after the step, and
+            `next_step.entropies` the softened entropy before and after.
     """
 
     name: str
@@ -94,13 +92,14 @@ def entropy_leaderboard(
     p = as_density(density)
     if activations is None:
         activations = {kind.__name__: kind() for kind in TORCH_ACTIVATIONS}
-    rows = [_row(name, in_double(f), p, points) for name, f in activations.items()]
+    quadrature = Quadrature(p, points)
+    rows = [_row(name, in_double(f), quadrature) for name, f in activations.items()]
     return sorted(rows, key=lambda row: (row.scale_free_entropy, row.branch_entropy, row.name))
 
 
 @torch.no_grad()
-def _row(name: str, f: Function, density: Density, points: int) -> LeaderboardRow:
-    falls = False
+def _row(name: str, f: Function, quadrature: Quadrature) -> LeaderboardRow:
+    density, falls = quadrature.density, False
 
     def integrand(z: Tensor) -> Tensor:
         nonlocal falls
@@ -113,7 +112,7 @@ def _row(name: str, f: Function, density: Density, points: int) -> LeaderboardRo
             [p, p * value, p * value**2, on_branch, on_branch * value, on_branch * value**2, on_branch * logs]
         )
 
-    mass, mean, square, branch, branch_mean, branch_square, h = integrate(integrand, density, points=points).tolist()
+    mass, mean, square, branch, branch_mean, branch_square, h = quadrature(integrand).tolist()
     flat = max(mass - branch, 0.0) / mass
     branch_entropy = -math.inf
     if branch > FLAT_MASS:
@@ -121,18 +120,9 @@ def _row(name: str, f: Function, density: Density, points: int) -> LeaderboardRo
         branch_entropy = h / branch + math.log(branch) - 0.5 * math.log(spread)
     entropy = -math.inf if flat > FLAT_MASS else h
     scale_free = entropy if math.isinf(entropy) else h - 0.5 * math.log(square / mass - (mean / mass) ** 2)
+    next_step = soft_search(f, density)
     return LeaderboardRow(
-        name, entropy, scale_free, branch_entropy, flat if flat > FLAT_MASS else 0.0, not falls, _walk(f, density)
-    )
-
-
-def _walk(
-    f: Function, density: Density, points: int = POINTS, steps: int = 1, size: float | None = None
-) -> SearchResult:
-    """EAFO steps of any f, along the part of it that rises."""
-    start = table_on_grid(f, density, points)
-    return descend(
-        start, density, steps=steps, step_size=size, delta=_DELTA, inside=lambda z: slope(f, z).detach() > _DELTA
+        name, entropy, scale_free, branch_entropy, flat if flat > FLAT_MASS else 0.0, not falls, next_step
     )
 
 
@@ -256,8 +246,7 @@ def fit_activation(
         if not len(recorder.reservoir.values):
             return recorder.activation
         density = _density(names[recorder], recorder.reservoir)
-        cpu = deepcopy(recorder.activation).cpu()
-        table = _walk(in_double(cpu), density, points, steps, step_size).function
+        table = soft_search(recorder.activation, density, steps=steps, step_size=step_size, points=points).function
         return table.changed(base=recorder.activation, learnable=learnable)
 
     return replace_activations(recording, fitted, types=(_Recorder,)).model

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from paperworks.activations.eafo_densities import Density, as_density
 from paperworks.activations.eafo_derivatives import Function, slope
-from paperworks.activations.eafo_entropy import direction, entropy_and_flat_mass, in_double, integrate
+from paperworks.activations.eafo_entropy import Quadrature, direction, entropy, in_double, softened_direction
 from paperworks.activations.eafo_table import TableActivation
 
 POINTS = 401
@@ -26,6 +27,9 @@ _LEAST_SLOPE = 1e-3  # of the starting slope; a step that leaves less is not tak
 _LARGEST_CHANGE = 0.5  # relative change of f' at any node that the first trial of a step makes
 _HALVINGS = 40
 _STATIONARY = 1e-9  # of p'; a smaller c is rounding
+_SOFT = 0.2  # of the root mean square slope; what a soft search softens by
+_BLUR = 0.01  # of the table; where f has a kink the direction jumps, and a step along it would tear f
+_QUADRATURE_POINTS = 4001
 
 
 @dataclass(frozen=True)
@@ -74,21 +78,35 @@ def eafo_search(
     """
     if range is not None and not (math.isfinite(range[0]) and math.isfinite(range[1]) and range[0] < range[1]):
         raise ValueError(f"range: got {range}, wanted finite (low, high) with low < high")
-    p = as_density(density)
-    start = table_on_grid(in_double(f), p)
+    quadrature = Quadrature(as_density(density), _QUADRATURE_POINTS)
+    start = table_on_grid(in_double(f), quadrature)
     first = slope(start, start.nodes()).detach()
     if not bool((first > 0).all()):
         at = first.nan_to_num(-math.inf).argmin()
         raise ValueError(f"f: got slope {first[at]:g} at z = {start.nodes()[at]:g}, wanted a function that increases")
-    found = descend(_within(start, range), p, steps=steps, step_size=step_size, limits=range)
+    found = descend(_within(start, range), quadrature, steps=steps, step_size=step_size, limits=range)
     # The search worked on a float64 copy of a module; the caller gets the module.
     return SearchResult(found.function.changed(base=f), found.entropies, found.step_sizes)
 
 
-def table_on_grid(f: Function, density: Density, points: int = POINTS) -> TableActivation:
+def soft_search(
+    f: Function, density: Density, *, steps: int = 1, step_size: float | None = None, points: int = POINTS
+) -> SearchResult:
+    """The same for any f, flat or falling in places: directions and entropies are softened (see `eafo_entropy`).
+
+    Slopes below a fifth of the root mean square slope count less and less, those of a flat stretch not at all.
+    """
+    quadrature = Quadrature(density, _QUADRATURE_POINTS)
+    f = in_double(f)
+    square = quadrature(lambda z: (density.pdf(z) * slope(f, z).detach() ** 2)[None]).item()
+    start = table_on_grid(f, quadrature, points)
+    return descend(start, quadrature, steps=steps, step_size=step_size, delta=_SOFT * math.sqrt(square))
+
+
+def table_on_grid(f: Function, quadrature: Quadrature, points: int = POINTS) -> TableActivation:
     """f with an empty table over mean +- 6 standard deviations of the density, cut at its support."""
-    moments = integrate(lambda z: density.pdf(z) * torch.stack([torch.ones_like(z), z, z * z]), density)
-    mass, mean, square = moments.tolist()
+    density = quadrature.density
+    mass, mean, square = quadrature(lambda z: density.pdf(z) * torch.stack([torch.ones_like(z), z, z * z])).tolist()
     mean, square = mean / mass, square / mass
     reach = _REACH * math.sqrt(square - mean * mean)
     low, high = max(mean - reach, density.support[0]), min(mean + reach, density.support[1])
@@ -99,55 +117,82 @@ def table_on_grid(f: Function, density: Density, points: int = POINTS) -> TableA
 @torch.no_grad()
 def descend(
     start: TableActivation,
-    density: Density,
+    quadrature: Quadrature,
     *,
     steps: int,
     step_size: float | None,
     limits: tuple[float, float] | None = None,
     delta: float = 0.0,
-    inside: Callable[[Tensor], Tensor] | None = None,
 ) -> SearchResult:
-    """The search on a float64 table, its entropy taken over the z that are `inside`, its direction softened by `delta`.
-
-    With `inside` and `delta` it also serves an f that is flat or falls somewhere: only its rising part is counted.
-    """
+    """The search on a float64 table; delta > 0 softens its directions and entropies."""
     if steps < 1:
         raise ValueError(f"steps: got {steps}, wanted at least 1")
     if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size: got {step_size}, wanted a finite number above 0")
     nodes = start.nodes()
-    counted = torch.ones_like(nodes, dtype=torch.bool) if inside is None else inside(nodes)
-    least = _LEAST_SLOPE * slope(start, nodes)[counted]
+    p, least = quadrature.density.pdf(nodes), _LEAST_SLOPE * slope(start, nodes)
 
-    def entropy(g: TableActivation) -> float:
-        # A function that has turned around has no entropy to compare: its branches overlap.
-        turned = bool((slope(g, nodes)[counted] < least).any())
-        return math.inf if turned else entropy_and_flat_mass(g, density, inside=inside)[0]
+    def objective(g: TableActivation) -> float:
+        """The part of H that depends on g, by the trapezoid rule at the nodes: quick, and the same for every trial."""
+        first = slope(g, nodes)
+        if delta == 0 and bool((first < least).any()):
+            return math.inf  # turned around: its branches overlap, and H is no longer the entropy of its output
+        return torch.trapezoid(p * _steepness(first, delta).log(), nodes).item()
 
-    g, entropies, taken = start, [entropy(start)], list[float]()
+    g, entropies, taken = start, [entropy(start, quadrature, delta=delta)], list[float]()
     for _ in range(steps):
-        values = direction(g, density, nodes, delta)
-        if not counted.any() or values.abs().max() <= _STATIONARY * density.dpdf(nodes).abs().max():
-            break  # at a maximum of H any rounding error would be a way down
-        c = CubicSpline(nodes.numpy(), values.numpy(), bc_type="clamped")
-        relative = torch.from_numpy(c(nodes.numpy(), 1))[counted] / slope(g, nodes)[counted]  # d log g' / ds
-        fall = -torch.trapezoid(density.pdf(nodes)[counted] * relative, nodes[counted]).item()
-        if step_size is None:
-            largest = _LARGEST_CHANGE / relative.abs().max().item()
-            candidates, share = [largest * 0.5**k for k in range(_HALVINGS)], _ARMIJO
-        else:
-            candidates, share = [step_size], 0.0
-        for s in candidates:
-            stepped = _within(_plus(g, s, c), limits)
-            value = entropy(stepped)
-            if value < entropies[-1] - share * s * max(fall, 0.0):
-                break
-        else:
+        c = _direction(g, quadrature.density, delta)
+        trial = None if c is None else _trial(g, c, objective, p, step_size, limits, delta)
+        if trial is None:
+            break
+        stepped, s = trial
+        value = entropy(stepped, quadrature, delta=delta)
+        if not value < entropies[-1]:
             break
         g = stepped
         entropies.append(value)
         taken.append(s)
     return SearchResult(g, entropies, taken)
+
+
+def _steepness(first: Tensor, delta: float) -> Tensor:
+    return torch.hypot(first, torch.full_like(first, delta))
+
+
+def _direction(g: TableActivation, density: Density, delta: float) -> CubicSpline | None:
+    """c as a spline over the nodes; None where it vanishes."""
+    nodes = g.nodes()
+    values = direction(g, density, nodes)
+    if delta:
+        sharp = softened_direction(g, density, nodes, delta).numpy()
+        values = torch.from_numpy(gaussian_filter1d(sharp, _BLUR * (len(nodes) - 1), mode="nearest"))
+    if values.abs().max() <= _STATIONARY * density.dpdf(nodes).abs().max():
+        return None  # at a maximum of H any rounding error would be a way down
+    return CubicSpline(nodes.numpy(), values.numpy(), bc_type="clamped")
+
+
+def _trial(
+    g: TableActivation,
+    c: CubicSpline,
+    objective: Callable[[TableActivation], float],
+    p: Tensor,
+    step_size: float | None,
+    limits: tuple[float, float] | None,
+    delta: float,
+) -> tuple[TableActivation, float] | None:
+    """g + s c with the first s that lowers the objective enough; None where none does."""
+    nodes = g.nodes()
+    first, rate = slope(g, nodes), torch.from_numpy(c(nodes.numpy(), 1))
+    steepness = _steepness(first, delta)
+    fall = -torch.trapezoid(p * first * rate / steepness**2, nodes).item()  # -d objective / ds
+    largest = _LARGEST_CHANGE / (rate.abs() / steepness).max().item()
+    now = objective(g)
+    for s in [largest * 0.5**k for k in range(_HALVINGS)] if step_size is None else [step_size]:
+        stepped = _within(_plus(g, s, c), limits)
+        enough = _ARMIJO * s * max(fall, 0.0) if step_size is None else 0.0
+        if objective(stepped) < now - enough:
+            return stepped, s
+    return None
 
 
 def _plus(g: TableActivation, s: float, c: CubicSpline) -> TableActivation:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from paperworks.lab.fingerprint import fingerprint
 from paperworks.lab.machine import this_machine
 from paperworks.lab.nouns import MINIMUM_SEEDS, Criterion
 from paperworks.lab.plan import Circumstances, PlannedClaim, PlannedCriterion, Side
@@ -129,8 +128,7 @@ def judge(planned: Sequence[PlannedClaim], results: Results, at: Circumstances) 
             "control": at.control,
             "machine": this_machine().id,
             "trials": tuple(specs),
-            "fingerprint": digest(sorted({spec.fingerprint for spec in specs.values()}))[:24]
-            or fingerprint(one.claim.target),
+            "fingerprint": digest(sorted({spec.fingerprint for spec in specs.values()}))[:24] if specs else "",
             "seconds": sum(results[key].seconds for key in specs if key in results),
         }
 

@@ -193,7 +193,7 @@ def train_sdm_network(
     _check_run(verifier, right, epochs, batch_size, lr, beta)
     head = VerifiedHead(model.get_output_embeddings()).to(_device(model)).float()
     optimizer = torch.optim.Adam(head.positive.parameters(), lr=lr)
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "beta": beta, "seed": seed, "n": len(right)}
+    settings = {"batch_size": batch_size, "lr": lr, "beta": beta, "seed": seed, "n": len(right)}
     progress = _Progress(None if folder is None else Path(folder), settings, head, optimizer)
     course = progress.resume()
     states, targets, owners = _training_tokens(model, right, generation_batch)

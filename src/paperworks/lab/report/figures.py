@@ -207,7 +207,12 @@ def _attribute(name: str, value: str, prefix: str) -> str:
         return f"#{prefix}-{value[1:]}"
     value = re.sub(r"url\(#", f"url(#{prefix}-", value)
     if name == "style":
-        value = re.sub(r"(font:[^;]*?[\d.]+px)[^;]*", r"\1 var(--sans, sans-serif)", value)
+        # Matplotlib's default family, written as font-family or, before 3.11, as the end of the font shorthand.
+        value = re.sub(
+            r"(font-family:|font:[^;]*?[\d.]+px) ['\"]?DejaVu Sans['\"]?(?=[,;]|$)[^;]*",
+            r"\1 var(--sans, sans-serif)",
+            value,
+        )
         value = re.sub(r"#[0-9a-fA-F]{6}\b", lambda colour: _variable(colour.group()), value)
     return value
 

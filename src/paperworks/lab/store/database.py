@@ -33,7 +33,7 @@ MIGRATION_LOCK = 0x7061706572  # "paper": the advisory lock that PostgreSQL migr
 T = TypeVar("T")
 
 
-class StoreError(RuntimeError):
+class StoreError(OSError):
     """The database cannot be opened, read or written; the message names it and says why."""
 
 

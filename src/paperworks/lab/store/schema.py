@@ -1,8 +1,9 @@
 """Migrations: bring a database to the tables of this version.
 
-A new migration is drafted from the difference between `tables.metadata` and a database at the newest one::
+A new migration is drafted from the difference between `tables.metadata` and a database at the newest one, and then
+read and put right by hand (types spelled out as SQL's own, see the first migration)::
 
-    with database.engine.connect() as connection:
+    with Database(path).engine.connect() as connection:
         alembic.command.revision(schema.config(connection), "what changes", autogenerate=True, rev_id="0002")
 """
 
