@@ -130,7 +130,7 @@ def test_reports_of_every_form(run: Run, tmp_path: Path) -> None:
     assert run("report", "--readme")[0] == 0
     readme = (tmp_path / "README.md").read_text()
     assert "stale table" not in readme
-    assert "2210.11672" in readme
+    assert "Stochastic Adaptive Activation Function" in readme
 
 
 SCRIPT = f"""

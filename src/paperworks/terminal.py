@@ -27,6 +27,12 @@ SHOWN_ERRORS = 3
 MARKS = {"holds": "+", "fails": "-", "inconclusive": "~", "not run": ".", "error": "!"}
 
 
+def _console() -> Console:
+    """A console as wide as the terminal; where there is none, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(120, console.width))
+
+
 def status_text(status: str) -> str:
     """A status with its mark and colour."""
     return f"[{STYLES[status]}]{MARKS[status]} {status}[/]"
@@ -67,7 +73,7 @@ class Display:
         from paperworks.lab.runner import Watcher
 
         # With JSON on standard output the progress goes to standard error.
-        self.console = Console(stderr=quiet)
+        self.console = Console(stderr=True) if quiet else _console()
         self.quiet = quiet
         self.control = control
         self.progress = Progress(
@@ -131,7 +137,7 @@ def print_papers(papers: Sequence[Paper]) -> None:
         table.add_column(column, justify="right" if column == "claims" else "left", no_wrap=column != "title")
     for paper in papers:
         table.add_row(paper.id, paper.area, paper.arxiv, str(len(paper.claims)), escape(paper.title))
-    Console().print(table)
+    _console().print(table)
 
 
 def card_json(paper: Paper) -> dict[str, Any]:
@@ -181,7 +187,7 @@ def criteria_text(claim: Claim) -> list[str]:
 
 def print_card(paper: Paper, verdicts: Sequence[Verdict]) -> None:
     """A paper's card with the verdicts the store has."""
-    console = Console()
+    console = _console()
     console.print(f"[bold]{escape(paper.title)}[/]")
     facts = [f"arXiv {paper.arxiv}", paper.date.isoformat(), paper.authors, paper.venue, paper.code]
     console.print(escape(" · ".join(fact for fact in facts if fact)), style="dim")
@@ -211,7 +217,7 @@ def print_card(paper: Paper, verdicts: Sequence[Verdict]) -> None:
 
 def print_verdicts(papers: Sequence[Paper], verdicts: Sequence[Verdict], control: bool = False) -> None:
     """The table of verdicts, and how many there are of each."""
-    console = Console()
+    console = _console()
     table = Table(title="Controls: none may hold" if control else None, pad_edge=False, show_lines=True)
     table.add_column("paper", no_wrap=True)
     table.add_column("claim", ratio=3)
@@ -261,35 +267,30 @@ def print_arena(arena: Arena, rows: Sequence[Row]) -> None:
             str(row.mean.n),
             duration(row.seconds),
         )
-    Console().print(table, highlight=False)
+    _console().print(table, highlight=False)
 
 
 def print_case(result: CaseResult) -> None:
     """The table of one case of a benchmark."""
     case = result.case
-    table = Table(title=case.name, caption=case.floor or None, pad_edge=False)
-    columns = (
-        "contender",
-        "time",
-        f"{case.method} / contender",
-        "95 % interval",
-        "peak memory",
-        "memory ratio",
-        "GiB/s",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
+    table = Table(title=case.name, pad_edge=False, title_justify="left")
+    table.add_column("contender")
+    for column in ("time", f"{case.method} / it [95 %]", "peak memory", f"{case.method} / it", "GiB/s"):
+        table.add_column(escape(column), justify="right", no_wrap=True)
     for row in result.rows:
+        ratio = f"{row['method_over_contender']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         table.add_row(
             f"[bold]{row['contender']}[/]" if row["contender"] == case.method else row["contender"],
             duration(row["seconds"]),
-            f"{row['method_over_contender']:.3f}",
-            rf"\[{row['low']:.3f}, {row['high']:.3f}]",
+            escape(ratio) if row["contender"] != case.method else "",
             f"{row['peak_memory'] / 2**20:.1f} MiB",
-            f"{row['memory_ratio']:.2f}" if row["memory_ratio"] else "",
+            f"{row['memory_ratio']:.2f}" if row["memory_ratio"] and row["contender"] != case.method else "",
             f"{row['gib_per_second']:.1f}" if "gib_per_second" in row else "",
         )
-    console = Console()
+    console = _console()
     console.print(table, highlight=False)
+    if case.floor:
+        console.print(escape(case.floor), style="dim")
     for name, why in result.missing.items():
-        console.print(f"  not installed: {escape(name)} ({escape(why)})", style="dim")
+        console.print(f"not installed: {escape(name)} ({escape(why)})", style="dim")
+    console.print()

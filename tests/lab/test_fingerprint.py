@@ -16,7 +16,8 @@ FILES = {
     "__init__.py": '"""A package."""\n',
     "core.py": "SCALE = 2\n",
     "method.py": (
-        '"""A method."""\nfrom toy_package import core\n\n\ndef arm():\n    """Doc."""\n    return core.SCALE\n'
+        '"""A method."""\nfrom toy_package import core\n\nKERNEL = "method.c"\n\n\n'
+        'def arm():\n    """Doc."""\n    return core.SCALE\n'
     ),
     "method.c": "int answer(void) { return 42; }\n",
     "other.py": "def arm():\n    return 0\n",

@@ -174,9 +174,20 @@ COLOURS = st.tuples(*[st.integers(0, 255)] * 3).map(lambda rgb: "#" + "".join(f"
 
 
 @given(COLOURS)
-def test_a_colour_keeps_its_contrast_on_the_dark_ground(colour):
+def test_a_colour_has_no_less_contrast_on_the_dark_ground(colour):
     wanted = min(contrast(colour, LIGHT), contrast(LIGHT, DARK))
-    assert contrast(on_dark(colour), DARK) == pytest.approx(wanted, rel=0.06)
+    assert contrast(on_dark(colour), DARK) >= 0.97 * wanted
+
+
+@given(st.integers(0xD8, 0xFF))
+def test_a_shade_of_the_light_ground_becomes_one_of_the_dark_ground(grey):
+    colour = f"#{grey:02x}{grey:02x}{grey:02x}"
+    assert contrast(on_dark(colour), DARK) == pytest.approx(contrast(colour, LIGHT), rel=0.06)
+
+
+def test_a_bright_colour_is_left_as_it_is():
+    assert on_dark("#f09a5c") == "#f09a5c"
+    assert contrast(on_dark("#08306b"), DARK) > 10
 
 
 def test_contrast_is_that_of_wcag():

@@ -200,7 +200,7 @@ def _must_be_traceable(x: Tensor, eps: float | Tensor) -> bool:
     """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0

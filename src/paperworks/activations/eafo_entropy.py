@@ -91,9 +91,9 @@ def direction(f: Function, density: Density, z: Tensor) -> Tensor:
 
 
 def softened_direction(f: Function, density: Density, z: Tensor, delta: float) -> Tensor:
-    """sign(f') f'^2 / (f'^2 + delta^2) c(z): c where f is steeper than delta, 0 where f is flat, reversed where f falls.
+    """sign(f') f'^2 / (f'^2 + delta^2) c(z): c where f is steep, 0 where it is flat, reversed where it falls.
 
-    For an f that is not monotone. It has no poles, and lowers the softened entropy of `entropy`.
+    For an f that is not monotone: it has no poles, and lowers the softened entropy (see `entropy`) where f' > delta.
     """
     first, second = slopes(f, z)
     return first.abs() * (first * density.dpdf(z) - density.pdf(z) * second) / (first * first + delta * delta)
@@ -176,9 +176,9 @@ class Quadrature:
         self.density = density
         low, q1, self.median, q3, high = quantiles(density, (_TAIL_MASS[0], 0.25, 0.5, 0.75, 1 - _TAIL_MASS[1]))
         self.spread = (q3 - q1) / 2
-        ends = (math.asinh((end - self.median) / self.spread) for end in (low, high))
+        first, last = (math.asinh((end - self.median) / self.spread) for end in (low, high))
         # Every cell is evaluated once whole and once as two halves: 24 points.
-        self.edges = torch.linspace(*ends, max(16, points // 24) + 1, dtype=torch.float64)
+        self.edges = torch.linspace(first, last, max(16, points // 24) + 1, dtype=torch.float64)
 
     def __call__(self, integrand: Function) -> Tensor:
         """The integral of every row of `integrand(z)`, (n,) -> (rows, n)."""

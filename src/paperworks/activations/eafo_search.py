@@ -27,7 +27,7 @@ _LEAST_SLOPE = 1e-3  # of the starting slope; a step that leaves less is not tak
 _LARGEST_CHANGE = 0.5  # relative change of f' at any node that the first trial of a step makes
 _HALVINGS = 40
 _STATIONARY = 1e-9  # of p'; a smaller c is rounding
-_SOFT = 0.2  # of the root mean square slope; what a soft search softens by
+_SOFT = 0.3  # of the root mean square slope; what a soft search softens by
 _BLUR = 0.01  # of the table; where f has a kink the direction jumps, and a step along it would tear f
 _QUADRATURE_POINTS = 4001
 
@@ -94,7 +94,7 @@ def soft_search(
 ) -> SearchResult:
     """The same for any f, flat or falling in places: directions and entropies are softened (see `eafo_entropy`).
 
-    Slopes below a fifth of the root mean square slope count less and less, those of a flat stretch not at all.
+    Slopes below 0.3 times the root mean square slope count less and less, those of a flat stretch not at all.
     """
     quadrature = Quadrature(density, _QUADRATURE_POINTS)
     f = in_double(f)
@@ -162,10 +162,11 @@ def _steepness(first: Tensor, delta: float) -> Tensor:
 def _direction(g: TableActivation, density: Density, delta: float) -> CubicSpline | None:
     """c as a spline over the nodes; None where it vanishes."""
     nodes = g.nodes()
-    values = direction(g, density, nodes)
     if delta:
         sharp = softened_direction(g, density, nodes, delta).numpy()
         values = torch.from_numpy(gaussian_filter1d(sharp, _BLUR * (len(nodes) - 1), mode="nearest"))
+    else:
+        values = direction(g, density, nodes)
     if values.abs().max() <= _STATIONARY * density.dpdf(nodes).abs().max():
         return None  # at a maximum of H any rounding error would be a way down
     return CubicSpline(nodes.numpy(), values.numpy(), bc_type="clamped")

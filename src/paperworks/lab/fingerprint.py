@@ -2,7 +2,7 @@
 
 The imports are followed statically (also those inside functions) through `paperworks` and through the user's own
 modules; installed packages are not followed. A module counts without its comments and docstrings, together with the
-kernel source of the same name (``ash.py`` and ``ash.c``). In `paperworks.papers` only the named function and what it
+C sources beside it that it names. In `paperworks.papers` only the named function and what it
 refers to count, so that editing a card, or another claim, re-runs nothing. `paperworks.lab` counts as `LAB_VERSION`,
 which is raised when a change of the lab changes numbers.
 """
@@ -77,6 +77,13 @@ def _imports(nodes: list[ast.stmt], module: str, is_package: bool) -> set[str]:
     return found
 
 
+def _kernels(nodes: list[ast.stmt], path: Path) -> set[Path]:
+    """C sources beside the module that `nodes` name, as in ``Path(__file__).with_name("ash.c")``."""
+    inner = (constant for node in nodes for constant in ast.walk(node) if isinstance(constant, ast.Constant))
+    names = {c.value for c in inner if isinstance(c.value, str) and c.value.endswith(".c") and "/" not in c.value}
+    return {kernel for name in names if (kernel := path.with_name(name)).is_file()}
+
+
 def _bound_names(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
@@ -118,9 +125,10 @@ def sources(*targets: str) -> dict[str, str]:
     waiting: set[str] = set()
 
     def read(module: str, label: str, nodes: list[ast.stmt], path: Path) -> None:
-        text = "\n".join(ast.dump(node) for node in nodes).encode()
-        kernel = path.with_suffix(".c")
-        digests[label] = hashlib.sha256(text + (kernel.read_bytes() if kernel.exists() else b"")).hexdigest()
+        digest = hashlib.sha256("\n".join(ast.dump(node) for node in nodes).encode())
+        for kernel in sorted(_kernels(nodes, path)):
+            digest.update(kernel.read_bytes())
+        digests[label] = digest.hexdigest()
         for name in _imports(nodes, module, path.name == "__init__.py"):
             waiting.update(_with_parents(name))
 

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """ASH on the GPU: the operators of `operator` as Triton kernels.
 
-A sample that fits into one program's registers is read once: statistics, gate, and the result goes out. A larger one, or
-one of too few to fill the device, is split: moments of its parts, joined without cancellation, then the gate. Backward
-recomputes the gate. All arithmetic is float32; sums have a fixed order, so that results repeat.
+A sample that fits into one program's registers is read once: statistics, gate, and the result goes out. A larger one,
+or one of too few to fill the device, is split: moments of its parts, joined without cancellation, then the gate.
+Backward recomputes the gate. All arithmetic is float32; sums have a fixed order, so that results repeat.
 """
 
 import math
@@ -160,9 +160,8 @@ def forward(
     y, statistics = torch.empty_like(dense), alpha.new_empty((rows, 3))
     if rows and _whole(rows, n, _WHOLE_FORWARD):
         block = triton.next_power_of_2(n)
-        _forward_whole[(rows,)](
-            dense, y, statistics, alpha, z_k, n, channels, inner, leak, eps, channels > 1, block, num_warps=_warps(block)
-        )  # fmt: skip
+        arguments = (dense, y, statistics, alpha, z_k, n, channels, inner, leak, eps, channels > 1, block)
+        _forward_whole[(rows,)](*arguments, num_warps=_warps(block))
     elif rows:
         parts = triton.cdiv(n, _PART)
         moments = alpha.new_empty((rows, parts, 3))
@@ -202,9 +201,8 @@ def backward(
         sums = _channel_sums(dense, g, statistics, alpha, z_k, (rows, n, channels, inner), leak)
         weighted = 2 * alpha * sums[..., 0]
         shift, tilt = weighted.sum(1) / n, (weighted * z_k).sum(1) / n / statistics[:, 2]
-        _backward_part[(rows, triton.cdiv(n, _PART))](
-            dense, g, dx, statistics, shift, tilt, alpha, z_k, n, channels, inner, leak, channels > 1, _PART, num_warps=8
-        )  # fmt: skip
+        arguments = (dense, g, dx, statistics, shift, tilt, alpha, z_k, n, channels, inner, leak, channels > 1, _PART)
+        _backward_part[(rows, triton.cdiv(n, _PART))](*arguments, num_warps=8)
     t, t_centred = sums.unbind(-1)
     dalpha = (2 * (t_centred - z_k * sigma * t)).sum(0)
     dz = (-2 * alpha * sigma * t).sum(0)

@@ -6,6 +6,8 @@ Channels = tuple[float, float, float]
 
 LIGHT, DARK = "#ffffff", "#12161c"
 """The grounds of the page's style sheet."""
+FAINTEST_LINE = 1.5
+"""A colour of less contrast with its ground is a shade of the ground, not one to draw with."""
 
 
 def channels(colour: str) -> Channels:
@@ -21,17 +23,22 @@ def contrast(one: str, other: str) -> float:
 
 
 def on_dark(colour: str) -> str:
-    """The colour whose contrast with the dark ground is that of `colour` with the light one, as far as there is one.
+    """`colour` for the dark ground, with no less contrast there than it has with the light one.
 
-    What is faint on white stays faint, what is strong stays strong: the colour is mixed with white or with the ground.
+    A strong colour is mixed with white as far as it needs. A faint one, a shade of the light ground, becomes a shade of
+    the dark one.
     """
     wanted = contrast(colour, LIGHT)
-    towards = LIGHT if contrast(colour, DARK) < wanted else DARK
+    if wanted < FAINTEST_LINE:
+        towards = DARK
+    elif contrast(colour, DARK) < wanted:
+        towards = LIGHT
+    else:
+        return colour
     low, high = 0.0, 1.0
     for _ in range(16):
         middle = (low + high) / 2
-        reached = contrast(_mixed(colour, towards, middle), DARK)
-        if (reached < wanted) == (towards == LIGHT):
+        if (contrast(_mixed(colour, towards, middle), DARK) < wanted) == (towards == LIGHT):
             low = middle
         else:
             high = middle

@@ -2,7 +2,7 @@
 
 The SVG keeps text as text and takes its colours from the page: what matplotlib draws in one of the colours of `SERIES`,
 in `INK` or in `FAINT` refers to the variable of that colour in the page's style sheet, which knows light and dark. Any
-other colour keeps on a dark page the contrast that it has on a light one.
+other colour has on a dark page no less contrast than on a light one.
 """
 
 from __future__ import annotations

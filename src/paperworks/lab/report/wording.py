@@ -166,6 +166,8 @@ def _range(low: str, high: str) -> str:
 def _effect(effect: Any) -> str:
     if effect is None:
         return "–"
+    if float(effect) == 0:
+        return "0"
     # Values that differ by rounding alone have no spread to measure in.
     found = float(effect) if abs(float(effect)) < 1e6 else math.copysign(math.inf, float(effect))
     return _minus(f"{found:+.2f}").replace("inf", "∞")

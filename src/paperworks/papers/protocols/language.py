@@ -42,15 +42,15 @@ def above_zero(value: float) -> None:
     settings=(
         TEXT,
         LANGUAGE_MODEL,
-        Setting("steps", int, Tiers(smoke=5, desk=300, gpu=3000), "optimiser steps", at_least_one),
+        Setting("steps", int, Tiers(smoke=5, desk=600, gpu=3000), "optimiser steps", at_least_one),
         Setting("batch_size", int, Tiers(smoke=16, gpu=64), "windows a step", at_least_one),
-        Setting("lr", float, Tiers(smoke=5e-3, gpu=1e-3), "peak learning rate of AdamW", above_zero),
+        Setting("lr", float, Tiers(smoke=1e-2, gpu=1e-3), "peak learning rate of AdamW", above_zero),
         Setting("weight_decay", float, 0.01, "decay of matrices, of nothing else"),
         Setting("context", int, Tiers(smoke=64, gpu=256), "tokens of a window", at_least_one),
         Setting("layers", int, Tiers(smoke=2, gpu=6), "blocks of a model made here", at_least_one),
         Setting("dim", int, Tiers(smoke=64, gpu=384), "width of a model made here", at_least_one),
         Setting("heads", int, Tiers(smoke=4, gpu=6), "attention heads of a model made here", at_least_one),
-        Setting("validation_windows", int, Tiers(smoke=32, desk=512, gpu=0), "held-out windows; 0 takes all"),
+        Setting("validation_windows", int, Tiers(smoke=32, desk=256, gpu=0), "held-out windows; 0 takes all"),
     ),
     time_limit=4 * 3600.0,
 )
