@@ -224,6 +224,7 @@ def report(
     paper: Annotated[list[str] | None, typer.Option(help="Only this paper (may be given again).")] = None,
     area: Area = None,
     tier: Annotated[str | None, typer.Option(help="Only verdicts of this tier.")] = None,
+    settings: Settings = None,
     form: Annotated[str, typer.Option("--format", help="html, markdown or json.")] = "html",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; - prints.")] = None,
     readme: Annotated[
@@ -235,6 +236,7 @@ def report(
     """Verdicts with numbers, intervals, seeds, time, machine and versions, as a page, text or data."""
     from paperworks.lab import report as reports
     from paperworks.lab.nouns import check_tier
+    from paperworks.lab.settings import parse
     from paperworks.lab.store import open_store
 
     papers = _chosen(paper, area, everything=True)
@@ -243,7 +245,8 @@ def report(
     if as_json:
         form = "json"
     with open_store(db) as store:
-        collected = reports.collect(store, papers, tier=tier)
+        command = None if paper or area or tier or settings else "paperworks report"
+        collected = reports.collect(store, papers, tier=tier, settings=parse(settings or []) or None, command=command)
     if readme:
         path = output or Path("README.md")
         path.write_text(reports.update_readme(path.read_text("utf-8"), reports.readme_table(collected)), "utf-8")

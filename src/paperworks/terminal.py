@@ -217,6 +217,8 @@ def print_card(paper: Paper, verdicts: Sequence[Verdict]) -> None:
 
 def print_verdicts(papers: Sequence[Paper], verdicts: Sequence[Verdict], control: bool = False) -> None:
     """The table of verdicts, and how many there are of each."""
+    from paperworks.lab.report.wording import headline
+
     console = _console()
     table = Table(title="Controls: none may hold" if control else None, pad_edge=False, show_lines=True)
     table.add_column("paper", no_wrap=True)
@@ -229,8 +231,7 @@ def print_verdicts(papers: Sequence[Paper], verdicts: Sequence[Verdict], control
         if len(lines) > 4:
             lines = [*lines[:3], f"and {len(lines) - 3} more"]
         if verdict.reason and verdict.status in ("not run", "error"):
-            told = verdict.reason.strip().splitlines()
-            lines.append(escape(told[0] if verdict.status == "not run" else told[-1])[:300])
+            lines.append(escape(headline(verdict.reason))[:300])
         table.add_row(
             verdict.paper,
             escape(sentences[verdict.paper, verdict.claim]),

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from paperworks.activations import crrelu as module
 from paperworks.activations.crrelu import CRReLU, EAFOActivation, crrelu, no_weight_decay
@@ -62,14 +62,14 @@ def test_eps_zero_is_relu():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_extremes_stay_clean(dtype):
-    x = torch.tensor([300.0, -300.0, math.inf, -math.inf, 0.0, math.nan], dtype=dtype, requires_grad=True)
+    x = torch.tensor([300.0, -300.0, math.inf, -math.inf, 0.0], dtype=dtype, requires_grad=True)
     eps = torch.tensor([0.5], requires_grad=True)
     y = crrelu(x, eps)
-    dx, d_eps = torch.autograd.grad(y[:-1].sum(), (x, eps))
-    assert y[:-1].tolist() == [300, 0, math.inf, 0, 0]
-    assert y[-1].isnan()
-    assert dx[:-1].tolist() == [1, 0, 1, 0, 0.5]
-    assert not d_eps.isfinite() or d_eps == 0  # the NaN input alone may reach it, through 0 * NaN
+    dx, d_eps = torch.autograd.grad(y.sum(), (x, eps))
+    assert y.tolist() == [300, 0, math.inf, 0, 0]
+    assert dx.tolist() == [1, 0, 1, 0, 0.5]
+    assert d_eps == 0
+    assert crrelu(torch.tensor([math.nan], dtype=dtype), eps).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -81,6 +81,7 @@ def test_half_types_round_once(dtype):
 layouts = st.sampled_from(["plain", "channels_last", "permuted", "strided", "expanded gradient"])
 
 
+@settings(max_examples=25)
 @given(
     shape=st.lists(st.integers(0, 6), min_size=4, max_size=4),
     layout=layouts,
@@ -106,7 +107,7 @@ def test_fused_pass_is_the_composite_for_any_layout(shape, layout, per_channel, 
         leaves = x.detach().requires_grad_(), eps.clone().requires_grad_()
         y = function(*leaves)
         results.append((y.detach(), *torch.autograd.grad(y, leaves, g)))
-    assert results[0][0].stride() == F.gelu(x).stride() or layout == "strided"
+    assert results[0][0].stride() == F.gelu(x).stride() or layout == "strided" or min(x.shape) < 2
     for got, want in zip(*results, strict=True):
         assert got.shape == want.shape
         assert got.dtype == want.dtype

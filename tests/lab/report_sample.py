@@ -14,10 +14,8 @@ from paperworks.lab.records import Comparison, Machine, TrialResult, TrialSpec, 
 HERE = "lab.report_sample"
 LONG_WORD = "Antidisestablishmentarianism_and_other_words_that_do_not_want_to_break"
 START = datetime(2025, 11, 20, 9, 30, tzinfo=UTC)
-MACHINE = Machine(
-    "9f3a1c0b7d2e4a55", "AMD EPYC 7763 64-Core Processor", 2, 7.8, "Linux 6.1.0", "3.11.9", "",
-    {"paperworks": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6", "scipy": "1.17.1"},
-)  # fmt: skip
+VERSIONS = {"paperworks": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6", "scipy": "1.17.1"}
+MACHINE = Machine("9f3a1c0b7d2e4a55", "AMD EPYC 7763 64-Core Processor", 2, 7.8, "Linux 6.1.0", "3.11.9", "", VERSIONS)
 TRACEBACK = "\n".join(
     [
         "Traceback (most recent call last):",
@@ -282,9 +280,8 @@ def compare(criterion: Criterion, method, baseline, level: float = 0.05) -> Comp
 class MemoryStore:
     """The part of a store that a report reads, in memory."""
 
-    def __init__(self) -> None:
-        self.verdicts: list[Verdict] = []
-        self.known: dict[str, tuple[TrialSpec, TrialResult]] = {}
+    def __init__(self):
+        self.verdicts, self.known = [], {}
 
     def latest_verdicts(self, *, paper=None, tier=None, control=False):
         newest = {}

@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 from lab.report_sample import MACHINE, START, MemoryStore, ash_paper, sample_papers, sample_store, small_paper
 
-from paperworks.lab.report import collect
+from paperworks.lab.report import Results, collect
+from paperworks.lab.store import open_store
 
 
 @pytest.fixture
@@ -112,3 +113,24 @@ def test_a_value_that_the_setting_refuses_by_now_is_compared_as_text(paper):
     verdict = store.keep("crrelu", "better", "holds", settings={"epochs": "many"})
     assert shown(store, paper, settings={"epochs": "many"}) == verdict
     assert shown(store, paper, settings={"epochs": "20"}) is None
+
+
+def test_the_report_of_the_database_is_that_of_memory(tmp_path):
+    memory, papers = sample_store(), sample_papers()
+    with open_store(tmp_path / "lab.sqlite") as store:
+        store.put_machine(MACHINE)
+        for spec, result in memory.known.values():
+            store.put_trial(spec, result)
+        for verdict in memory.verdicts:
+            store.put_verdict(verdict)
+        read = collect(store, papers)
+    expected = collect(memory, papers)
+    assert read.verdicts == expected.verdicts
+    assert read.machines == expected.machines
+    assert {key: spec.label for key, (spec, _) in read.trials.items()} == {
+        key: spec.label for key, (spec, _) in expected.trials.items()
+    }
+    drawn = Results(papers[0], read)
+    assert drawn.curves("more-accurate", "ASH", "test accuracy") == Results(papers[0], expected).curves(
+        "more-accurate", "ASH", "test accuracy"
+    )

@@ -30,7 +30,7 @@ def channel_view(eps: Tensor, x: Tensor, channel_dim: int) -> Tensor:
         ValueError: `x` has no such dimension, or another number of channels.
     """
     if eps.numel() == 1:
-        return eps
+        return eps.reshape(())
     if not -x.dim() <= channel_dim < x.dim():
         raise ValueError(
             f"channel_dim: got {channel_dim} for an input of shape {tuple(x.shape)}, wanted one of its dims"

@@ -138,13 +138,14 @@ class _Reservoir:
     def show(self, z: Tensor) -> None:
         if z.numel() == 0:
             return
-        flat, drawn = z.detach().reshape(-1), min(z.numel(), self.size)
-        if drawn < flat.numel():
-            flat = flat[torch.randint(flat.numel(), (drawn,), generator=self.generator).to(flat.device)]
-        # Each drawn value stands for numel / drawn of them. Keeping the smallest exponential keys with those rates is
-        # weighted sampling without replacement (Efraimidis and Spirakis), so the order of the batches does not matter.
-        uniform = torch.rand(drawn, generator=self.generator, dtype=torch.float64)
-        keys = torch.cat([self.keys, -torch.log1p(-uniform) * (drawn / z.numel())])
+        flat, n = z.detach().reshape(-1), z.numel()
+        drawn = min(n, self.size)
+        if drawn < n:
+            flat = flat[torch.randint(n, (drawn,), generator=self.generator).to(flat.device)]
+        # Were every element given an exponential key, those with the smallest keys of all tensors would be a uniform
+        # sample. The smallest keys of n can be drawn without the others: their gaps are exponential (Renyi).
+        gaps = -torch.log1p(-torch.rand(drawn, generator=self.generator, dtype=torch.float64))
+        keys = torch.cat([self.keys, (gaps / torch.arange(n, n - drawn, -1, dtype=torch.float64)).cumsum(0)])
         values = torch.cat([self.values, flat.float().cpu()])
         self.keys, kept = keys.topk(min(self.size, len(keys)), largest=False)
         self.values = values[kept]

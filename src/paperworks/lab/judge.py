@@ -63,7 +63,7 @@ class _Measured:
         reason = ""
         if side == "inconclusive":
             if found.n < MINIMUM_SEEDS:
-                reason = f"{found.n} seeds; a verdict takes at least {MINIMUM_SEEDS}"
+                reason = f"{found.n} paired seed{'s'[: found.n > 1]}; a verdict takes at least {MINIMUM_SEEDS}"
             elif found.p <= LEVEL:
                 reason = "significant alone, but not after Holm's correction over the paper's measured claims"
             else:

@@ -119,7 +119,7 @@ def estimate(values: Sequence[float] | Floats, margin: float = 0.0) -> Estimate:
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"values: got {array.tolist()}, wanted one or more finite numbers")
     low, high, method = interval(array)
-    deviation = float(array.std(ddof=1)) if array.size > 1 else 0.0
+    deviation = 0.0 if method == "point" else float(array.std(ddof=1))
     distance = float(array.mean()) - margin
     if deviation > 0:
         effect = distance / deviation

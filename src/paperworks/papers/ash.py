@@ -311,27 +311,27 @@ def draw(figure: Any, results: Any) -> None:
 
     left, right = figure.subplots(1, 2)
     x = np.linspace(-4, 4, 401)
-    for z, shade in ((-1.0, "#9ecae1"), (0.0, "#4292c6"), (1.2816, "#08519c")):
-        share = {-1.0: "84 %", 0.0: "50 %", 1.2816: "10 %"}[z]
-        left.plot(x, x / (1 + np.exp(-2 * (x - z))), color=shade, label=f"z = {z:g} (top {share})")
-    left.plot(x, np.maximum(x, 0), color="#8a8f98", linewidth=1, linestyle="--", label="ReLU")
+    for colour, z, share in (("C1", -1.0, "84 %"), ("C0", 0.0, "50 %"), ("C2", 1.2816, "10 %")):
+        left.plot(x, x / (1 + np.exp(-2 * (x - z))), color=colour, label=f"z = {z:g} (top {share})")
+    left.plot(x, np.maximum(x, 0), color="gray", linewidth=1, linestyle="--", label="ReLU")
     left.set(xlabel="input, standard normal over its map", ylabel="output", ylim=(-1, 4))
     left.legend(frameon=False)
-    for arm, colour in (("ReLU", "#8a8f98"), ("SiLU", "#d9822b"), ("ASH", "#1f5fbf")):
+    for arm, colour in (("ReLU", "gray"), ("SiLU", "C1"), ("ASH", "C0")):
         claim = "more-accurate-than-relu" if arm == "ReLU" else "more-accurate-than-swish"
         curves = np.array([values for _, values in results.curves(claim, arm, "accuracy")])
         epochs = np.arange(1, curves.shape[1] + 1)
         mean, spread = curves.mean(0), curves.std(0, ddof=1 if len(curves) > 1 else 0)
         right.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
-        right.plot(epochs, mean, color=colour, label=arm)
-    right.set(xlabel="epoch", ylabel="test accuracy (mean, band: one s.d. over seeds)")
+        right.plot(epochs, mean, color=colour, label=arm, marker="o" if len(epochs) == 1 else None)
+    right.set(xlabel="epoch", ylabel="test accuracy")
     right.legend(frameon=False, loc="lower right")
 
 
 paper.figures.append(
     Figure(
         f"{__name__}:draw",
-        "The function with alpha = 1 at three percentiles, and the test accuracy of the small network by epoch.",
+        "The function with alpha = 1 at three percentiles, and the test accuracy of the small network by epoch: "
+        "the mean over seeds, with a band of one standard deviation.",
     )
 )
 paper.findings.append(

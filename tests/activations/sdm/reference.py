@@ -85,9 +85,7 @@ def verdict(predicted, v, q, weight, alpha, cal_soft_q, cal_labels, q_min, psi, 
     lower, soft_q_lower, flipped = branch(weight, down, predicted, q)
     upper, _, _ = branch(weight, up, predicted, q)
     m = offsets[predicted].get(math.floor(soft_q_lower), 0.0)
-    admitted = (
-        psi is not None and not flipped and soft_q_lower >= q_min and lower[predicted] - m >= psi[predicted]
-    )
+    admitted = psi is not None and not flipped and soft_q_lower >= q_min and lower[predicted] - m >= psi[predicted]
     return {
         "admitted": admitted,
         "probability": max(0.0, lower[predicted] - m),

@@ -3,6 +3,7 @@ import pytest
 from activations.sdm import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paperworks.activations.sdm import ECDF
 from paperworks.activations.sdm.ecdf import distance_quantile
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paperworks.activations.sdm import SOFTMAX_Q, log_sdm, sdm, sdm_loss
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from activations.sdm import reference
+
 from paperworks.activations.sdm import fit_rescaler_batch, fit_rescaler_paper, rescale, rescaler_loss
 
 
@@ -41,7 +42,9 @@ def test_batch_fit_is_the_minimum_of_the_convex_loss():
     loss, gradient = rescaler_loss(weight, v, soft_q, y)
     assert np.abs(gradient).max() < 1e-6
     rng = np.random.default_rng(3)
-    assert all(rescaler_loss(weight + 0.05 * rng.normal(size=(3, 3)), v, soft_q, y)[0] > loss - 1e-12 for _ in range(50))
+    assert all(
+        rescaler_loss(weight + 0.05 * rng.normal(size=(3, 3)), v, soft_q, y)[0] > loss - 1e-12 for _ in range(50)
+    )
     assert (fit_rescaler_batch(v, soft_q, y) == weight).all()
 
 

@@ -5,6 +5,7 @@ import pytest
 from activations.sdm import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paperworks.activations.sdm import CalibrationOutputs, robust_offsets, robust_threshold
 from paperworks.activations.sdm.robust import class_quantile
 

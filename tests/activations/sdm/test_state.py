@@ -8,6 +8,7 @@ from activations.sdm import reference
 from activations.sdm.conftest import blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paperworks.activations.sdm import SDMState, sdm
 
 C, M, D = 3, 7, 4
@@ -30,7 +31,11 @@ def build(n_train=60, n_cal=80, seed=0, alpha=0.6, spread=1.5, sharpness=3, **op
     data = (x_tr, y_tr, x_ca, y_ca)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return SDMState.from_arrays(*data, *weights(sharpness=sharpness), MEAN, 2.0, rescaler, alpha, **options), data, rescaler
+        return (
+            SDMState.from_arrays(*data, *weights(sharpness=sharpness), MEAN, 2.0, rescaler, alpha, **options),
+            data,
+            rescaler,
+        )
 
 
 @settings(max_examples=12, deadline=None)

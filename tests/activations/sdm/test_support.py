@@ -11,6 +11,7 @@ import torch
 from activations.sdm import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paperworks.activations.sdm import SupportIndex
 
 

@@ -10,7 +10,7 @@ WORDS = ("[END]", "[UNKNOWN]", "the", "cat", "sat", "on", "a", "mat", "dog", "ra
 
 
 def save_checkpoint(folder: Path, *, positions: int = 32, vocabulary: int = len(WORDS)) -> Path:
-    """Save the model and tokenizer into `folder`; the tokenizer knows `WORDS` and ends a text with the first of them."""
+    """Save the model and tokenizer into `folder`; the tokenizer knows `WORDS`, the first of which ends a text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

@@ -92,11 +92,11 @@ def test_the_learning_rate_rises_for_a_tenth_and_falls_to_zero():
 
 
 def test_training_lowers_the_validation_loss_below_that_of_equally_likely_characters():
-    found, curves = trained(GELU, steps=60, lr=2e-2)
+    found, curves = trained(GELU, steps=40, lr=2e-2)
     losses = curves["validation loss"]
     assert len(losses) == 8
-    assert found["validation_loss"] == losses[-1] < losses[0] - 0.3
-    assert losses[-1] < math.log(103)
+    assert found["validation_loss"] == losses[-1] < losses[0] - 0.1
+    assert losses[-1] < math.log(103) - 1
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -124,11 +124,11 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_a_checkpoint_reads_its_own_tokens(checkpoint, story):
-    found, _ = trained(CRRELU_ARM := Arm("CRReLU", CRRELU), language_model=str(checkpoint), text=story, steps=20)
+    arm, given = Arm("CRReLU", CRRELU), {"language_model": str(checkpoint), "text": story, "steps": 20}
+    found, _ = trained(arm, **given)
     assert found["validation_loss"] < math.log(len(WORDS))
-    assert found["learned_parameter"] != 0
-    again, _ = trained(CRRELU_ARM, language_model=str(checkpoint), text=story, steps=20)
-    assert again == found
+    assert found["learned_parameter"] not in (0.0, 0.01)
+    assert trained(arm, **given)[0] == found, "dropout, weights and windows come from the seed"
 
 
 def test_a_checkpoint_starts_from_its_weights(checkpoint):
@@ -176,9 +176,3 @@ def test_what_cannot_be_used_is_refused_by_name(checkpoint, story, tmp_path):
         load_checkpoint(str(untold))
     with pytest.raises(ValueError, match="tokenizer of 10 tokens for a model of 9"):
         load_checkpoint(str(save_checkpoint(tmp_path / "narrow", vocabulary=9)))
-    with pytest.raises(ValueError, match="no activation"):
-        trained(Arm("left alone", "papers.protocols.test_language:none_at_all"), language_model="gpt2", dim=16)
-
-
-def none_at_all() -> nn.Module:
-    raise ValueError("no activation is made here")

@@ -83,22 +83,17 @@ def fold(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
 
     _run(model, loader, ASH, visit)
     folded = copy.deepcopy(model)
+    frozen: dict[nn.Module, FoldedASH] = {}
     for name, layer in _layers(folded, ASH).items():
         if name not in sums:
             raise ValueError(f"layer {name!r} was never reached by the loader's batches")
         mean, sigma, samples = sums[name].tolist()
-        frozen: FoldedASH = layer.fold(mean / samples, sigma / samples)
-        if layer is folded:
-            return frozen
-        _replace(folded, layer, frozen)
-    return folded
-
-
-def _replace(model: nn.Module, old: nn.Module, new: FoldedASH) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)
+        frozen[layer] = layer.fold(mean / samples, sigma / samples)
+    for name, module in list(folded.named_modules(remove_duplicate=False)):
+        if module in frozen and name:
+            parent, _, child = name.rpartition(".")
+            setattr(folded.get_submodule(parent), child, frozen[module])
+    return frozen.get(folded, folded)
 
 
 def _layers(model: nn.Module, kind: type[Any] = PercentileGate) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from paperworks.activations.ash.operator import Moments, arithmetic_dtype, gated
 class CausalState(NamedTuple):
     """What a stream has seen, each of x's shape with 1 for every dimension but the batch.
 
-    weight: number of steps, the earlier ones counting less where there is a decay. mean, variance: of their elements.
+    weight: number of steps, earlier ones counting less where there is a decay. mean, variance: of their elements less
+    `origin`, the mean of the stream's first step, so that a large common offset costs no digits.
     """
 
     weight: Tensor
     mean: Tensor
     variance: Tensor
+    origin: Tensor
 
 
 def causal_ash(
@@ -67,43 +69,52 @@ def _moments_along(
     x: Tensor, time: int, state: CausalState | None, decay: float, eps: float
 ) -> tuple[Moments, CausalState]:
     others = tuple(d for d in range(1, x.ndim) if d != time)
-    steps = _each_step(x, others)
+    length = x.shape[time]
+    origin = state.origin if state is not None else _mean(x.narrow(time, 0, 1).detach(), others)
+    shifted = x - origin
+    steps = _each_step(shifted, others)
     if state is not None:
-        steps = CausalState(*(torch.cat([old, new], time) for old, new in zip(state, steps, strict=True)))
+        steps = _Seen(*(torch.cat([old, new], time) for old, new in zip(state, steps, strict=False)))
     seen = _running(steps, time, decay)
-    last = CausalState(*(s.narrow(time, s.shape[time] - 1, 1) for s in seen))
-    mean, variance = (s.narrow(time, s.shape[time] - x.shape[time], x.shape[time]) for s in seen[1:])
-    return Moments(x - mean, (variance + eps).sqrt(), mean, torch.zeros_like(mean)), last
+    mean, variance = (s.narrow(time, s.shape[time] - length, length) for s in seen[1:])
+    last = (s.narrow(time, s.shape[time] - 1, 1) for s in seen)
+    return Moments(shifted - mean, (variance + eps).sqrt(), origin, mean), CausalState(*last, origin)
 
 
-def _each_step(x: Tensor, others: tuple[int, ...]) -> CausalState:
-    if not others:  # one value a step
-        return CausalState(torch.ones_like(x), x, torch.zeros_like(x))
-    variance, mean = torch.var_mean(x, others, correction=0, keepdim=True)
-    return CausalState(torch.ones_like(mean), mean, variance)
+class _Seen(NamedTuple):
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
 
 
-def _running(steps: CausalState, time: int, decay: float) -> CausalState:
+def _mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return x.mean(dims, keepdim=True) if dims else x  # no dims would mean all of them
+
+
+def _each_step(x: Tensor, others: tuple[int, ...]) -> _Seen:
+    mean = _mean(x, others)
+    return _Seen(torch.ones_like(mean), mean, _mean((x - mean).square(), others))
+
+
+def _running(steps: _Seen, time: int, decay: float) -> _Seen:
     """Statistics of all steps up to each: neighbouring stretches are joined, their length doubling each time."""
     length, total = 1, steps.mean.shape[time]
     while length < total:
-        tails = CausalState(*(s.narrow(time, length, total - length) for s in steps))
-        heads = CausalState(*(s.narrow(time, 0, total - length) for s in steps))
+        tails = _Seen(*(s.narrow(time, length, total - length) for s in steps))
+        heads = _Seen(*(s.narrow(time, 0, total - length) for s in steps))
         joined = _joined(heads, tails, decay**length)
-        steps = CausalState(
-            *(torch.cat([s.narrow(time, 0, length), j], time) for s, j in zip(steps, joined, strict=True))
-        )
+        steps = _Seen(*(torch.cat([s.narrow(time, 0, length), j], time) for s, j in zip(steps, joined, strict=True)))
         length *= 2
     return steps
 
 
-def _joined(earlier: CausalState, later: CausalState, decay: float) -> CausalState:
+def _joined(earlier: _Seen, later: _Seen, decay: float) -> _Seen:
     before = earlier.weight * decay
     weight = before + later.weight
     share = later.weight / weight
     delta = later.mean - earlier.mean
     variance = earlier.variance * (1 - share) + later.variance * share + delta.square() * share * (1 - share)
-    return CausalState(weight, earlier.mean + delta * share, variance)
+    return _Seen(weight, earlier.mean + delta * share, variance)
 
 
 class CausalASH(ASH):

@@ -70,8 +70,10 @@ def hard_ash(
 ) -> Tensor:
     """clip(x, 0, max_value) clip(2 alpha (x - mean - z_k sigma) + 3, 0, 6) / 6, zero on most units (Hard ASH).
 
-    alpha is ASH's: the follow-up's own is 2 alpha. Arguments and errors are those of `ash`.
+    alpha is ASH's: the follow-up's own is 2 alpha. Arguments and errors are those of `ash`; max_value is positive.
     """
+    if not max_value > 0:
+        raise ValueError(f"max_value must be positive, got {max_value}")
     reduced = reduced_dims(x, dims)
     _broadcasting_shape("alpha", alpha, x)
     _broadcasting_shape("z_k", z_k, x)
