@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from paperworks.activations.sdm import SDMClassifier
 
@@ -12,6 +13,15 @@ def blobs(n, classes=3, features=6, spread=1.0, seed=0):
     centres = 2.5 * np.random.default_rng(99).normal(size=(classes, features))
     y = rng.permutation(np.arange(n) % classes)
     return centres[y] + spread * rng.normal(size=(n, features)), y
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sizes this small gain nothing from threads that wait for one another on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from paperworks.activations.sdm import find_label_errors
 
 
 def test_exemplars_are_the_nearest_training_points_and_the_first_q_match(fitted):
-    classifier, (x, y), (fresh, _) = fitted
+    classifier, (_x, y), (fresh, _) = fitted
     explained = classifier.explain(fresh[:40], k=4)
     assert len(explained) == 40
     for i, point in enumerate(explained.points):
@@ -54,11 +56,9 @@ def test_text_table_and_page(fitted):
 
 
 def test_page_escapes_labels(fitted):
-    import copy
-
     classifier = copy.copy(fitted[0])
     classifier.classes_ = np.array(["<b>", "&", "c"], dtype=object)
-    page = classifier.explain(fitted[2][0][:3]).to_html()
+    page = classifier.explain(fitted[2][0][:30]).to_html()
     assert "<b>" not in page
     assert "&lt;b&gt;" in page
 

@@ -48,8 +48,11 @@ def test_every_step_is_the_brute_force_one(seed, spread, alpha):
     pred_tr, pred_ca = z_tr.argmax(1), z_ca.argmax(1)
     assert state.train_pred.tolist() == pred_tr.tolist()
     # Step 2: the walk; step 3: distances of points with q > 0, by true class.
-    near = [reference.similarity_distance(h, p, h_tr, y_tr, pred_tr, i) for i, (h, p) in enumerate(zip(h_tr, pred_tr))]
-    near_ca = [reference.similarity_distance(h, p, h_tr, y_tr, pred_tr) for h, p in zip(h_ca, pred_ca)]
+    near = [
+        reference.similarity_distance(h, p, h_tr, y_tr, pred_tr, i)
+        for i, (h, p) in enumerate(zip(h_tr, pred_tr, strict=True))
+    ]
+    near_ca = [reference.similarity_distance(h, p, h_tr, y_tr, pred_tr) for h, p in zip(h_ca, pred_ca, strict=True)]
     assert state.train_q.tolist() == [q for q, _ in near]
     assert state.cal_q.tolist() == [q for q, _ in near_ca]
     np.testing.assert_allclose(state.cal_d_nearest, [d for _, d in near_ca], rtol=1e-6)
@@ -62,14 +65,14 @@ def test_every_step_is_the_brute_force_one(seed, spread, alpha):
     medians = [np.median(state.cal_q[y_ca == c]) for c in range(C)]
     assert state.balanced_median_q == pytest.approx(np.mean(medians))
     # Steps 4 and 7.
-    p = [reference.activation(z, q, d) for z, q, d in zip(z_ca, state.cal_q, state.cal_d)]
+    p = [reference.activation(z, q, d) for z, q, d in zip(z_ca, state.cal_q, state.cal_d, strict=True)]
     np.testing.assert_allclose(state.cal_p, p, atol=3e-6)
     assert state.cal_p.dtype == np.float32
     columns = [state.cal_p[y_ca == c, c].tolist() for c in range(C)]
     v = [[reference.ecdf(columns[c], row[c], True) for c in range(C)] for row in state.cal_p]
     np.testing.assert_allclose(state.cal_v, v, atol=1e-15)
-    q_used = [q if row.argmax() == c else 0 for q, row, c in zip(state.cal_q, state.cal_p, pred_ca)]
-    branches = [reference.branch(rescaler, row, c, q) for row, c, q in zip(v, pred_ca, q_used)]
+    q_used = [q if row.argmax() == c else 0 for q, row, c in zip(state.cal_q, state.cal_p, pred_ca, strict=True)]
+    branches = [reference.branch(rescaler, row, c, q) for row, c, q in zip(v, pred_ca, q_used, strict=True)]
     np.testing.assert_allclose(state.cal_soft_q, [b[1] for b in branches], atol=1e-12)
     ood = [b[2] or math.floor(b[1]) <= 0 for b in branches]
     assert state.cal_is_ood.tolist() == ood
@@ -135,7 +138,7 @@ def test_a_class_without_known_distances_makes_d_0_everywhere():
 
 
 def test_offset_is_looked_up_by_predicted_class_and_floor_of_the_lower_branch():
-    plain, data, rescaler = build(200, 300, spread=0.8)
+    plain, _data, _rescaler = build(200, 300, spread=0.8)
     x, _ = blobs(60, C, D, 0.8, seed=5)
     before = plain.evaluate(x)
     bins = np.floor(before.soft_q_lower).astype(int)

@@ -35,7 +35,7 @@ def test_halves_are_the_frozen_and_the_trained_head():
     assert [name for name, p in made.named_parameters() if p.requires_grad] == ["positive.weight", "positive.bias"]
     linear.weight.data.zero_()
     assert made.negative.abs().sum() > 0
-    assert torch.equal(VerifiedHead(torch.ones(V, D))(h)[..., 0], h.sum(-1))
+    assert torch.allclose(VerifiedHead(torch.ones(V, D))(h)[..., 0], h.sum(-1), atol=1e-6)
 
 
 def test_phi_3_5_trains_98_5_million_weights():
@@ -63,7 +63,7 @@ def brute_force_regulariser(z, reference, target, q, d, loss):
         peaks = {target[n]}
         for row in (z[n], reference[n] * 2):
             peaks |= {row[:V].index(max(row[:V])), V + row[V:].index(max(row[V:]))}
-        norms.append(math.sqrt(sum((a - b) ** 2 for i, (a, b) in enumerate(zip(*logs)) if i not in peaks)))
+        norms.append(math.sqrt(sum((a - b) ** 2 for i, (a, b) in enumerate(zip(*logs, strict=True)) if i not in peaks)))
     r = sum(norms) / len(norms)
     s = min(max(math.log(loss) / math.log(r), 0), 1) if r > 1 else 0
     return r, math.sqrt(max(r, 1) ** s)

@@ -77,8 +77,9 @@ def _moments_along(
         steps = _Seen(*(torch.cat([old, new], time) for old, new in zip(state, steps, strict=False)))
     seen = _running(steps, time, decay)
     mean, variance = (s.narrow(time, s.shape[time] - length, length) for s in seen[1:])
-    last = (s.narrow(time, s.shape[time] - 1, 1) for s in seen)
-    return Moments(shifted - mean, (variance + eps).sqrt(), origin, mean), CausalState(*last, origin)
+    weight, last_mean, last_variance = (s.narrow(time, s.shape[time] - 1, 1) for s in seen)
+    last = CausalState(weight, last_mean, last_variance, origin)
+    return Moments(shifted - mean, (variance + eps).sqrt(), origin, mean), last
 
 
 class _Seen(NamedTuple):

@@ -49,7 +49,7 @@ def write(
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {
-        name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in (_arrays(state, outputs) | extra).items()
+        name: torch.tensor(a) for name, a in (_arrays(state, outputs) | extra).items()
     }
     tensors |= {f"adaptor.{name}": t.detach().cpu().contiguous() for name, t in state.adaptor.state_dict().items()}
     tensors["exemplars"] = state.index.exemplars.cpu()
