@@ -223,6 +223,17 @@ def test_number_of_threads_changes_no_bit(engine):
         assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three, strict=True))
 
 
+def test_defaults_for_new_tensors_do_not_matter(engine):
+    x = randn(3, 4, 5, 5, dtype=torch.float32)
+    wanted = ash(x, 1.0, 0.3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(ash(x, 1.0, 0.3), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_second_derivatives_in_float32(engine):
     def second(dtype):
         x = randn(3, 4, 5, 5, dtype=dtype).requires_grad_()

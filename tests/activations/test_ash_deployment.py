@@ -155,7 +155,9 @@ def test_bad_calibration_is_named(model, loader, percent, words):
 # ---- frozen statistics -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [{}, {"leak": 0.1}, {"num_parameters": 3}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"leak": 0.1}, {"num_parameters": 3}, {"num_parameters": 8, "channel_dim": -1}]
+)
 def test_folding_with_a_samples_own_statistics_changes_nothing(arguments):
     layer, x = ASH(0.8, 0.4, **arguments), randn(1, 3, 8, 8) + 2
     folded = fold(layer, [x])

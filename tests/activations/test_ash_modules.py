@@ -255,7 +255,7 @@ def test_onnx(tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx writes through onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="runs the exported file")
     x, layer = randn(2, 3, 4, 4), ASH(leak=0.1)
-    torch.onnx.export(layer, (x,), tmp_path / "ash.onnx", dynamo=True)
+    torch.onnx.export(layer.eval(), (x,), tmp_path / "ash.onnx", dynamo=True)
     session = runtime.InferenceSession(tmp_path / "ash.onnx")
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), layer(x))

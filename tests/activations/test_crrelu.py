@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from paperworks.activations import crrelu as module
 from paperworks.activations.crrelu import CRReLU, EAFOActivation, crrelu, no_weight_decay
-from torch import nn
 
 
 def formula(x, eps):
@@ -116,6 +117,8 @@ def test_fused_pass_is_the_composite_for_any_layout(shape, layout, per_channel, 
 
 @pytest.mark.parametrize(("shape", "channel_dim"), [((3, 70000), None), ((300, 150), 1), ((4, 6, 9000), 1)])
 def test_d_eps_does_not_depend_on_the_threads(shape, channel_dim):
+    if module._kernels("cpu", torch.float32) is None:
+        pytest.skip("no C compiler: torch's own sums may depend on the threads")
     x, g = torch.randn(shape), torch.randn(shape)
     m = CRReLU(num_parameters=shape[channel_dim] if channel_dim else 1)
     before, found = torch.get_num_threads(), []

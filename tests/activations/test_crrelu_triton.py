@@ -1,4 +1,4 @@
-"""The Triton kernels give what plain tensor operations give: on a GPU, or in Triton's interpreter where there is none."""
+"""The Triton kernels give what tensor operations give: on a GPU, or in Triton's interpreter where there is none."""
 
 import math
 import os
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from paperworks.activations.crrelu import CRReLU, _composite, _composite_gradients
 
 pytest.importorskip("triton", reason="triton comes with CUDA builds of torch")

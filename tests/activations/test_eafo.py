@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from paperworks.activations.crrelu import EAFOActivation, NormalDensity, crrelu, eafo_direction
 from paperworks.activations.eafo_derivatives import BASES, derivative, slopes
-from torch import nn
 
 NAMES = list(BASES)
 
@@ -177,7 +178,12 @@ def test_state_dict_deepcopy_pickle_and_export():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     x = torch.randn(4, 3)
     m.freeze_stats().eval()
-    for copied in (other.eval(), copy.deepcopy(m), pickle.loads(pickle.dumps(m)), torch.export.export(m, (x,)).module()):
+    for copied in (
+        other.eval(),
+        copy.deepcopy(m),
+        pickle.loads(pickle.dumps(m)),
+        torch.export.export(m, (x,)).module(),
+    ):
         torch.testing.assert_close(copied(x), m(x))
 
 
@@ -209,5 +215,5 @@ def test_errors_name_the_argument():
         EAFOActivation(eps=math.nan)
     with pytest.raises(ValueError, match="num_parameters: got 3 for 4 channels"):
         EAFOActivation(num_parameters=3)(torch.ones(2, 4))
-    with pytest.raises(TypeError, match="z: got torch.int64"):
+    with pytest.raises(TypeError, match=r"z: got torch\.int64"):
         EAFOActivation()(torch.arange(3))

@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paperworks.activations.crrelu import EmpiricalDensity, LogisticDensity, NormalDensity, WorstActivation
 from paperworks.activations.eafo_densities import as_density
 
@@ -88,7 +89,9 @@ def test_any_samples_give_a_density(kind, scale, points):
 
 
 @settings(max_examples=15)
-@given(shape=st.lists(st.integers(0, 4), max_size=3), dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]))
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=3), dtype=st.sampled_from([torch.float16, torch.float32, torch.float64])
+)
 def test_shape_and_dtype_are_kept(shape, dtype):
     z = torch.randn(shape).to(dtype)
     for density in (NormalDensity(), LogisticDensity(), EMPIRICAL):
@@ -149,7 +152,7 @@ def test_errors_name_the_argument():
         EmpiricalDensity(torch.ones(5))
     with pytest.raises(ValueError, match="samples: got 1 non-finite"):
         EmpiricalDensity(torch.tensor([0.0, 1.0, math.nan]))
-    with pytest.raises(TypeError, match="samples: got torch.int64"):
+    with pytest.raises(TypeError, match=r"samples: got torch\.int64"):
         EmpiricalDensity(torch.arange(5))
     with pytest.raises(TypeError, match=r"z: got torch.int64"):
         NormalDensity().pdf(torch.arange(3))

@@ -6,6 +6,8 @@ import pytest
 import scipy.integrate
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from paperworks.activations.crrelu import (
     EAFOActivation,
     EmpiricalDensity,
@@ -17,7 +19,6 @@ from paperworks.activations.crrelu import (
     eafo_correction,
     eafo_direction,
 )
-from torch import nn
 
 NORMAL = NormalDensity()
 H_NORMAL = 0.5 * math.log(2 * math.pi * math.e)

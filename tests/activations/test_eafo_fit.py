@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules import activation as torch_activation
+
 from paperworks.activations.crrelu import (
     EmpiricalDensity,
     NormalDensity,
@@ -15,8 +18,6 @@ from paperworks.activations.crrelu import (
     measure_density,
 )
 from paperworks.activations.eafo_fit import TORCH_ACTIVATIONS, _Reservoir
-from torch import nn
-from torch.nn.modules import activation as torch_activation
 
 NORMAL = NormalDensity()
 H_NORMAL = 0.5 * math.log(2 * math.pi * math.e)
@@ -43,7 +44,7 @@ def test_the_leaderboard_has_every_elementwise_activation_of_torch():
 def test_leaderboard_numbers():
     some = {kind.__name__: kind() for kind in (nn.Sigmoid, nn.ReLU, nn.ReLU6, nn.GELU, nn.LeakyReLU)}
     rows = {row.name: row for row in entropy_leaderboard(NORMAL, {**some, "twice": lambda z: 2 * z}, points=4001)}
-    assert list(rows)[0] == "ReLU"
+    assert next(iter(rows)) == "ReLU"
     assert list(rows)[-1] == "twice"
     twice = rows["twice"]
     assert twice.entropy == pytest.approx(H_NORMAL + math.log(2), abs=1e-5)

@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from paperworks.activations.crrelu import (
     EmpiricalDensity,
     LogisticDensity,
@@ -18,7 +20,6 @@ from paperworks.activations.crrelu import (
     eafo_search,
 )
 from paperworks.activations.eafo_search import soft_search
-from torch import nn
 
 NORMAL = NormalDensity()
 
@@ -138,7 +139,7 @@ def test_the_soft_search_leaves_the_flat_side_of_relu_alone():
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="f: got slope 0 at z = -6"):
         eafo_search(torch.relu, NORMAL)
-    with pytest.raises(ValueError, match="f: got slope -0.12"):
+    with pytest.raises(ValueError, match=r"f: got slope -0\.12"):
         eafo_search(F.gelu, NORMAL)
     with pytest.raises(ValueError, match="steps: got 0"):
         eafo_search(torch.tanh, NORMAL, steps=0)

@@ -95,7 +95,7 @@ def crrelu(x: Tensor, eps: float | Tensor) -> Tensor:
     if layout is None:
         return _composite(x, eps)
     if torch.is_grad_enabled() and (x.requires_grad or steps.requires_grad):
-        return _Fused.apply(dense, steps, kernels, layout)  # type: ignore[no-any-return, no-untyped-call]
+        return _Fused.apply(dense, steps, kernels, layout)
     return _forward(dense, steps, kernels, layout)
 
 
@@ -200,7 +200,7 @@ def _must_be_traceable(x: Tensor, eps: float | Tensor) -> bool:
     """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 """CRReLU on a GPU: one pass forward, one backward, one exponential an element (Triton).
 
 The counterpart of `crrelu.c`: memory is (outer, channels, inner) with one float32 eps a channel. d eps is summed in two

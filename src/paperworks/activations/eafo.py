@@ -174,7 +174,7 @@ class EAFOActivation(nn.Module):
         # Averages kept in half precision would stop moving (an update is 1 % of a difference), so `half()` and
         # `bfloat16()` leave the statistics in float32; moves between devices are followed.
         before = {name: getattr(self, name) for name in ("running_mean", "running_var")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, old in before.items():
             new = getattr(self, name)
             if new.dtype != torch.float32:

@@ -206,7 +206,7 @@ class Quadrature:
 def quantiles(density: Density, masses: tuple[float, ...]) -> list[float]:
     """Where the CDF reaches each mass; an end of a finite support for masses beyond it."""
     wanted = torch.tensor(masses, dtype=torch.float64)[:, None]
-    low, high = (torch.full_like(wanted, end) for end in density.support)
+    low, high = (torch.full_like(wanted, float(end)) for end in density.support)
     for end, sign in ((low, -1.0), (high, 1.0)):
         if torch.isinf(end[0]):
             end.fill_(sign)

@@ -109,7 +109,7 @@ def table_on_grid(f: Function, quadrature: Quadrature, points: int = POINTS) -> 
     mass, mean, square = quadrature(lambda z: density.pdf(z) * torch.stack([torch.ones_like(z), z, z * z])).tolist()
     mean, square = mean / mass, square / mass
     reach = _REACH * math.sqrt(square - mean * mean)
-    low, high = max(mean - reach, density.support[0]), min(mean + reach, density.support[1])
+    low, high = max(mean - reach, float(density.support[0])), min(mean + reach, float(density.support[1]))
     empty = torch.zeros(points, dtype=torch.float64)
     return TableActivation(f, low, high, empty, empty)
 

@@ -16,19 +16,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal
 
-TIERS = ("smoke", "desk", "gpu", "full")
-Tier = Literal["smoke", "desk", "gpu", "full"]
+from paperworks.lab.tiers import Tiers as Tiers
+from paperworks.lab.tiers import at_tier as at_tier
+from paperworks.lab.tiers import check_tier as check_tier
+
 Direction = Literal["greater", "less"]
 
 MINIMUM_SEEDS = 8
 """Fewer paired seeds than this never decide a measured claim: see `paperworks.lab.statistics`."""
-
-
-def check_tier(tier: str) -> str:
-    """Return `tier`, or raise ValueError naming the known ones."""
-    if tier not in TIERS:
-        raise ValueError(f"tier: got {tier!r}, wanted one of {', '.join(TIERS)}")
-    return tier
 
 
 def resolve(target: str) -> Any:
@@ -43,32 +38,6 @@ def resolve(target: str) -> Any:
     for name in attribute.split("."):
         found = getattr(found, name)
     return found
-
-
-class Tiers:
-    """A value by tier: ``Tiers(smoke=1, desk=20)``. A tier without a value takes the next lower one."""
-
-    def __init__(self, **values: Any) -> None:
-        unknown = set(values) - set(TIERS)
-        if unknown or not values:
-            raise ValueError(f"Tiers: got {sorted(values)}, wanted some of {', '.join(TIERS)}")
-        self.values = values
-
-    def __repr__(self) -> str:
-        return f"Tiers({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
-
-    def at(self, tier: str) -> Any:
-        """The value at `tier`."""
-        position = TIERS.index(check_tier(tier))
-        for name in reversed(TIERS[: position + 1]):
-            if name in self.values:
-                return self.values[name]
-        return next(iter(self.values.values()))
-
-
-def at_tier(value: Any, tier: str) -> Any:
-    """`value` itself, or its value at `tier` where it is a `Tiers`."""
-    return value.at(tier) if isinstance(value, Tiers) else value
 
 
 @dataclass(frozen=True)

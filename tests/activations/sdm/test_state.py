@@ -48,10 +48,7 @@ def test_every_step_is_the_brute_force_one(seed, spread, alpha):
     pred_tr, pred_ca = z_tr.argmax(1), z_ca.argmax(1)
     assert state.train_pred.tolist() == pred_tr.tolist()
     # Step 2: the walk; step 3: distances of points with q > 0, by true class.
-    near = [
-        reference.similarity_distance(h, p, h_tr, y_tr, pred_tr, i)
-        for i, (h, p) in enumerate(zip(h_tr, pred_tr, strict=True))
-    ]
+    near = [reference.similarity_distance(h_tr[i], pred_tr[i], h_tr, y_tr, pred_tr, i) for i in range(len(h_tr))]
     near_ca = [reference.similarity_distance(h, p, h_tr, y_tr, pred_tr) for h, p in zip(h_ca, pred_ca, strict=True)]
     assert state.train_q.tolist() == [q for q, _ in near]
     assert state.cal_q.tolist() == [q for q, _ in near_ca]

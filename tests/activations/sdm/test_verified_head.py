@@ -63,7 +63,8 @@ def brute_force_regulariser(z, reference, target, q, d, loss):
         peaks = {target[n]}
         for row in (z[n], reference[n] * 2):
             peaks |= {row[:V].index(max(row[:V])), V + row[V:].index(max(row[V:]))}
-        norms.append(math.sqrt(sum((a - b) ** 2 for i, (a, b) in enumerate(zip(*logs, strict=True)) if i not in peaks)))
+        pairs = zip(*logs, strict=True)
+        norms.append(math.sqrt(sum((a - b) ** 2 for i, (a, b) in enumerate(pairs) if i not in peaks)))
     r = sum(norms) / len(norms)
     s = min(max(math.log(loss) / math.log(r), 0), 1) if r > 1 else 0
     return r, math.sqrt(max(r, 1) ** s)

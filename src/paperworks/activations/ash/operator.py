@@ -20,6 +20,9 @@ from torch.autograd import forward_ad
 from paperworks import native
 
 _ops: Any = torch.ops.paperworks
+_is_exporting = getattr(
+    torch.compiler, "is_exporting", torch.compiler.is_compiling
+)  # torch 2.6 does not tell them apart
 _POINTER = ctypes.c_void_p
 _SERIAL = 32768  # elements below which waking the other threads costs more than it saves
 _SLICE = 65536  # elements that torch operations take at a time
@@ -105,7 +108,7 @@ def _leaky(s: Tensor, leak: float) -> Tensor:
 def must_be_seen_through(x: Tensor) -> bool:
     """Whether an opaque operator would stop what is being done: a transform, an export, a subclass, a tangent."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return bool(_is_exporting())
     return (
         type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._are_functorch_transforms_active()
@@ -130,6 +133,7 @@ def fused(x: Tensor, alpha: Tensor, z_k: Tensor, channel_dim: int, first_dim: in
 
 def frozen(x: Tensor, alpha: Tensor, threshold: Tensor, channel_dim: int, leak: float) -> Tensor:
     """x (leak + (1 - leak) S(a x + b)), a = 2 alpha, b = -2 alpha threshold: statistics that no longer follow x."""
+    channel_dim %= x.ndim
     differentiated = torch.is_grad_enabled() and x.requires_grad
     if differentiated or torch.compiler.is_compiling() or must_be_seen_through(x):
         return _frozen_torch(x, alpha, threshold, channel_dim, leak)
@@ -222,7 +226,7 @@ def _forward_cpu(
     dense = dense_samples(x, first_dim)
     y = torch.empty_like(dense)
     problem = _problem(dense, alpha, z_k, channel_dim, first_dim, *constants)
-    statistics = torch.empty((problem.rows, 3))
+    statistics = x.new_empty((problem.rows, 3), dtype=torch.float32)
     library.ash_forward(problem, *(array.data_ptr() for array in (dense, y, statistics)))
     return (y if dense is x else torch.empty_like(x).copy_(y)), statistics
 

@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from paperworks import __version__
-from paperworks.lab.nouns import TIERS, Claim, Paper, Setting, check_tier
+from paperworks.lab.nouns import Claim, Paper, Setting
 from paperworks.lab.records import Machine, TrialResult, TrialSpec, Verdict, now
 from paperworks.lab.settings import complete, convert
+from paperworks.lab.tiers import TIERS, check_tier
 
 Trials = Mapping[str, tuple[TrialSpec, TrialResult]]
 

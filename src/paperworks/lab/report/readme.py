@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from paperworks.lab.nouns import TIERS
 from paperworks.lab.report.collect import Report
 from paperworks.lab.report.jsonform import report_json
 from paperworks.lab.report.markdown import cell, status, table
 from paperworks.lab.report.wording import day, plural, short_numbers
+from paperworks.lab.tiers import TIERS
 
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 

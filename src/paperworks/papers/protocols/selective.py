@@ -17,7 +17,7 @@ MEASURED = {
     "error": "share of wrong predictions among the admitted points {}; 0 where none is admitted",
     "accuracy": "accuracy over all points {}, admitted or not",
     "lowest_by_class": "least accuracy of a true class among the admitted points {}; 1 where none is admitted",
-    "lowest_by_prediction": "least accuracy of a predicted class among the admitted points {}; 1 where none is admitted",
+    "lowest_by_prediction": "the same of a predicted class, {}",
 }
 METRICS = {f"{name}{suffix}": text.format(where) for suffix, where in SHIFTS.items() for name, text in MEASURED.items()}
 
@@ -82,7 +82,7 @@ def selective_classification(trial: Trial, arm: Arm) -> dict[str, float]:
     All arms get the same points, the same adaptor and the same number of rounds, epochs and steps. What an arm admits
     nothing of has no error: `share` tells it apart from what is admitted and right.
     """
-    from paperworks.papers.protocols.selective_arms import run_arm
+    from paperworks.papers.protocols.selective_trials import run_arm
 
     return run_arm(trial, arm)
 
@@ -104,6 +104,6 @@ def selective_classification(trial: Trial, arm: Arm) -> dict[str, float]:
 )
 def verification_time(trial: Trial, arm: Arm) -> dict[str, float]:
     """Time a whole verdict and the neighbour search in it, in turn; the arm gives the number of training points."""
-    from paperworks.papers.protocols.selective_arms import time_of_search
+    from paperworks.papers.protocols.selective_trials import time_of_search
 
     return time_of_search(trial, arm)

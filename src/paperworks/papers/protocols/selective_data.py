@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from paperworks.data.images import ImageData, load_images
+from paperworks.data.images import ImageData, load_images, stratified_sample
 from paperworks.data.reexpress import OUT_OF_DISTRIBUTION, UNLABELLED, read_reexpress_jsonl
 from paperworks.data.sources import data_signature
 from paperworks.lab.trial import Trial
@@ -141,10 +142,10 @@ def _divide(points: Points, fit_size: int, test_given: bool, seed: int) -> tuple
     known = np.flatnonzero(points.y != OUT_OF_DISTRIBUTION)
     if test_given:
         return points.at(known), points.at(known)
-    order = np.random.default_rng(seed).permutation(known)
-    n = _most(len(order), fit_size)
-    strangers = np.flatnonzero(points.y == OUT_OF_DISTRIBUTION)
-    return points.at(order[:n]), points.at(np.concatenate([order[n:], strangers]))
+    labels = torch.from_numpy(points.y[known])
+    generator = torch.Generator().manual_seed(seed)
+    fitted = known[stratified_sample(labels, _most(len(known), fit_size), generator).numpy()]
+    return points.at(fitted), points.at(np.setdiff1d(np.arange(len(points)), fitted))
 
 
 def _halves(points: Points, classes: int) -> Points:
