@@ -271,25 +271,25 @@ static void part_gradient(const Problem *p, const void *x, const void *g, void *
 // ---- one sample ----------------------------------------------------------------------------------------------------
 
 #define PARTS(p) (((p)->n + PART - 1) / PART)
-// A loop of its own for one thread: an inner parallel region costs as much as a hundred elements even if nobody joins it.
-#define FOR_PARTS(p, threads, work)                                  \
-  if ((threads) == 1) {                                              \
-    for (int64_t part = 0; part < PARTS(p); part++) work;            \
-  } else {                                                           \
-    _Pragma("omp parallel for num_threads(threads)")                 \
-    for (int64_t part = 0; part < PARTS(p); part++) work;            \
+// Does `work` for each part, with the `threads` in scope. One thread has its own loop: an inner parallel region costs
+// as much as a hundred elements even if nobody joins it.
+#define FOR_PARTS(p, work)                                \
+  if (threads == 1) {                                     \
+    for (int64_t part = 0; part < PARTS(p); part++) work; \
+  } else {                                                \
+    _Pragma("omp parallel for num_threads(threads)")      \
+    for (int64_t part = 0; part < PARTS(p); part++) work; \
   }
 
 static void row_forward(const Problem *p, const void *x, void *y, int64_t row, Moments *m, Seen *seen, int threads) {
   int64_t sample = row * p->n;
-  FOR_PARTS(p, threads,
-            seen[part] = part_moments(p, x, sample + part * PART, sample + MIN(p->n, (part + 1) * PART)))
+  FOR_PARTS(p, seen[part] = part_moments(p, x, sample + part * PART, sample + MIN(p->n, (part + 1) * PART)))
   Seen all = seen[0];
   for (int64_t part = 1; part < PARTS(p); part++) all = merge(all, seen[part]);
   m->mean = (float)all.mean;
   m->rest = (float)(all.mean - m->mean);
   m->sigma = (float)sqrt(all.squares / all.count + p->eps);
-  FOR_PARTS(p, threads, part_forward(p, x, y, sample, part * PART, MIN(p->n, (part + 1) * PART), *m))
+  FOR_PARTS(p, part_forward(p, x, y, sample, part * PART, MIN(p->n, (part + 1) * PART), *m))
 }
 
 // Adds this sample's part of dalpha and dz to `gradients`, one pair a channel.
@@ -298,9 +298,8 @@ static void row_backward(const Problem *p, const void *x, const void *g, void *d
   int64_t sample = row * p->n;
   double rest = m.rest, sigma = m.sigma, total = 0.0, total_z = 0.0;
   memset(sums, 0, sizeof(double) * 2 * p->channels * PARTS(p));
-  FOR_PARTS(p, threads,
-            part_sums(p, x, g, sample, part * PART, MIN(p->n, (part + 1) * PART), m, sums + 2 * p->channels * part,
-                      sums + p->channels * (2 * part + 1)))
+  FOR_PARTS(p, part_sums(p, x, g, sample, part * PART, MIN(p->n, (part + 1) * PART), m,
+                         sums + 2 * p->channels * part, sums + p->channels * (2 * part + 1)))
   for (int64_t channel = 0; channel < p->channels; channel++) {
     double t = 0.0, td = 0.0, a = 2.0 * p->alpha[channel], z = p->z[channel];
     for (int64_t part = 0; part < PARTS(p); part++) {
@@ -313,8 +312,7 @@ static void row_backward(const Problem *p, const void *x, const void *g, void *d
     total_z += a * z * t;
   }
   float slope = (float)(total_z / sigma / p->n), shift = (float)(total / p->n - total_z / sigma / p->n * rest);
-  FOR_PARTS(p, threads,
-            part_gradient(p, x, g, dx, sample, part * PART, MIN(p->n, (part + 1) * PART), m, shift, slope))
+  FOR_PARTS(p, part_gradient(p, x, g, dx, sample, part * PART, MIN(p->n, (part + 1) * PART), m, shift, slope))
 }
 
 // ---- all samples ---------------------------------------------------------------------------------------------------
@@ -335,8 +333,9 @@ void ash_forward(const Problem *p, const void *x, void *y, Moments *m) {
 
 // The gate at a constant threshold p->z, elements in one row.
 void ash_frozen(const Problem *p, const void *x, void *y) {
+  int threads = (int)p->threads;
   Moments none = {0.0f, 0.0f, 1.0f};
-  FOR_PARTS(p, p->threads, part_forward(p, x, y, 0, part * PART, MIN(p->n, (part + 1) * PART), none))
+  FOR_PARTS(p, part_forward(p, x, y, 0, part * PART, MIN(p->n, (part + 1) * PART), none))
 }
 
 void ash_backward(const Problem *p, const void *x, const void *g, const Moments *m, void *dx, float *dalpha,

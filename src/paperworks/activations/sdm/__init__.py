@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .ecdf import ECDF
     from .explanation import Explanation, LabelError, PointExplanation, Witness, find_label_errors
     from .functional import SOFTMAX_Q, log_sdm, sdm, sdm_loss
+    from .head import SDMHead
     from .monitor import CoveragePoint, DriftAlarm, DriftReport, coverage_accuracy_curve
     from .rescaler import fit_rescaler_batch, fit_rescaler_paper, rescale, rescaler_loss
     from .result import SDMResult, index_conditional_report
@@ -37,6 +38,7 @@ _MODULES = {
     "ecdf": ("ECDF",),
     "explanation": ("Explanation", "LabelError", "PointExplanation", "Witness", "find_label_errors"),
     "functional": ("SOFTMAX_Q", "log_sdm", "sdm", "sdm_loss"),
+    "head": ("SDMHead",),
     "monitor": ("CoveragePoint", "DriftAlarm", "DriftReport", "coverage_accuracy_curve"),
     "rescaler": ("fit_rescaler_batch", "fit_rescaler_paper", "rescale", "rescaler_loss"),
     "result": ("SDMResult", "index_conditional_report"),
@@ -71,6 +73,7 @@ __all__ = [
     "LabelTypeError",
     "PointExplanation",
     "SDMClassifier",
+    "SDMHead",
     "SDMNetworkRun",
     "SDMResult",
     "SDMState",

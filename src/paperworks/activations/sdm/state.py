@@ -84,10 +84,10 @@ class SDMState:
         )
         self.cal_p = cal_p
         # eCDFs of the distance leave out points with q = 0: their nearest neighbour is no match (Eq. 6).
-        self._train_distances = known_distances(self.train_d_nearest, self.train_q, self.y_train, classes)
-        self._cal_distances = known_distances(self.cal_d_nearest, self.cal_q, self.y_cal, classes)
-        self.train_d = distance_quantile(self.train_d_nearest, self._train_distances)
-        self.cal_d = distance_quantile(self.cal_d_nearest, self._cal_distances)
+        self.train_distances = known_distances(self.train_d_nearest, self.train_q, self.y_train, classes)
+        self.cal_distances = known_distances(self.cal_d_nearest, self.cal_q, self.y_cal, classes)
+        self.train_d = distance_quantile(self.train_d_nearest, self.train_distances)
+        self.cal_d = distance_quantile(self.cal_d_nearest, self.cal_distances)
         self._outputs_ecdf = classwise_ecdf(cal_p, self.y_cal, classes, saturate=True)
         self._cal = self._with_quantiles(self.cal_pred, self.cal_q, self.cal_d_nearest, self.cal_d, cal_p)
         self.cal_v, self.cal_log_base = self._cal.v, self._cal.log_base
@@ -221,7 +221,7 @@ class SDMState:
         z, h = self.adaptor.project(embeddings(x, self.adaptor.in_features, "X"))
         prediction = z.argmax(1)
         q, d_nearest = (t.cpu().numpy() for t in self.index.query(h, prediction))
-        d = distance_quantile(d_nearest, self._cal_distances)
+        d = distance_quantile(d_nearest, self.cal_distances)
         return self._with_quantiles(prediction.cpu().numpy(), q, d_nearest, d, activation(z, q, d))
 
     def training_evidence(self, x: ArrayLike | Tensor) -> tuple[Integers, Integers, Floats]:
@@ -232,7 +232,7 @@ class SDMState:
         z, h = self.adaptor.project(embeddings(x, self.adaptor.in_features, "X"))
         prediction = z.argmax(1)
         q, d_nearest = (t.cpu().numpy() for t in self.index.query(h, prediction))
-        return prediction.cpu().numpy(), q, distance_quantile(d_nearest, self._train_distances)
+        return prediction.cpu().numpy(), q, distance_quantile(d_nearest, self.train_distances)
 
     def evaluate(self, x: ArrayLike | Tensor) -> SDMResult:
         """Steps 1-13 for embeddings x (N, D); predictions are class indices.

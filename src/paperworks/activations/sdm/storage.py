@@ -48,9 +48,7 @@ def write(
     """Write the state, the rounds' outputs, further arrays and JSON-able `meta` into `folder` (made if missing)."""
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {
-        name: torch.tensor(a) for name, a in (_arrays(state, outputs) | extra).items()
-    }
+    tensors: dict[str, Tensor] = {name: torch.tensor(a) for name, a in (_arrays(state, outputs) | extra).items()}
     tensors |= {f"adaptor.{name}": t.detach().cpu().contiguous() for name, t in state.adaptor.state_dict().items()}
     tensors["exemplars"] = state.index.exemplars.cpu()
     path = Path(folder)

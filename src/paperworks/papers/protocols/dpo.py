@@ -176,7 +176,7 @@ def _optimise(
         model.train()
         optimizer.zero_grad()
         value = loss(index)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
         schedule.step()

@@ -80,7 +80,7 @@ def train_language_model(trial: Trial, arm: Arm) -> dict[str, float]:
             batch = sample_windows(train, batch_size=settings["batch_size"], length=context, generator=order)
             optimizer.zero_grad()
             loss = next_token_losses(model, *(part.to(trial.device) for part in batch)).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimizer.step()
             schedule.step()
