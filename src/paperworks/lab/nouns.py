@@ -119,7 +119,8 @@ class Protocol:
     """A task with its measurements: a function ``(trial, arm) -> {metric: number}``.
 
     `exclusive` protocols measure time: they run with nothing beside them, and what one machine measured is never
-    reused for another.
+    reused for another. `preload` names modules that are slow to import: workers are forked from a process that has
+    them. They are installed with what the protocol needs; a missing one is passed over.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Protocol:
     exclusive: bool = False
     time_limit: float = 900.0
     memory_limit_gib: float = 8.0
+    preload: tuple[str, ...] = ()
     function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     def setting(self, name: str) -> Setting | None:

@@ -98,6 +98,7 @@ def trial_spec(protocol: Protocol, arm: Arm, seed: int, settings: Mapping[str, A
         exclusive=protocol.exclusive,
         time_limit=protocol.time_limit,
         memory_limit_gib=protocol.memory_limit_gib,
+        preload=protocol.preload,
     )
 
 

@@ -53,7 +53,7 @@ class TrialSpec:
     """One run: what is executed, with which arm, seed, tier and settings, by which code.
 
     `target` is the import path of a protocol ``(trial, arm)`` or, for an exact claim, of a function ``(trial)``.
-    Label and limits do not belong to its identity.
+    Label, limits and preloads do not belong to its identity.
     """
 
     target: str
@@ -69,12 +69,13 @@ class TrialSpec:
     exclusive: bool = False
     time_limit: float = 900.0
     memory_limit_gib: float = 8.0
+    preload: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Identity: a finished trial with this key is never run again."""
         identity = asdict(self)
-        for name in ("label", "exclusive", "time_limit", "memory_limit_gib"):
+        for name in ("label", "exclusive", "time_limit", "memory_limit_gib", "preload"):
             del identity[name]
         return digest(identity)
 

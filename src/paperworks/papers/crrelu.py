@@ -64,6 +64,7 @@ VIT = {
     "optimizer": "adamw",
     "lr": Tiers(smoke=2e-3, gpu=1e-3),
     "weight_decay": Tiers(smoke=1e-4, gpu=0.05),
+    "evaluate_every": Tiers(smoke=0, gpu=1),
 }
 
 

@@ -3,6 +3,7 @@ import pickle
 
 import numpy as np
 import torch
+
 from paperworks.activations.sdm import SDMHead, sdm
 
 
@@ -42,6 +43,7 @@ def test_gradient_flows_through_the_logits_alone(fitted):
 def test_keeps_its_state_through_copies(fitted):
     head, x = SDMHead(fitted[0].state_), torch.randn(5, 6)
     other = copy.deepcopy(head)
+    other(x)  # its index is built, and stale after the next lines
     with torch.no_grad():
         other.exemplars += 1
         other.adaptor.conv.weight.zero_()

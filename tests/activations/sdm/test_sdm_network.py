@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_generation_follows_the_head_and_stops_at_the_end_token(model):
     with torch.no_grad():
         head.positive.weight.zero_()[END] = 100 * h
     assert greedy_completions(model, head, [prompt], 3) == [[END]]
+
+
+def test_a_float32_head_decodes_for_a_half_precision_model(model):
+    small = copy.deepcopy(model).to(torch.bfloat16)
+    head = VerifiedHead(small.get_output_embeddings()).float()
+    completions = greedy_completions(small, head, [[5, 6, 7]], 3)
+    assert len(completions[0]) == 3 or completions[0][-1] == END
+    assert document_features(small, [[5, 6, 7]]).dtype == np.float32
 
 
 def test_training_tokens_are_the_states_that_predict_the_completion(model):

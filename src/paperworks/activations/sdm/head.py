@@ -36,11 +36,14 @@ class SDMHead(nn.Module):
         for c, ecdf in enumerate(state.cal_distances):
             self.register_buffer(f"distances_{c}", torch.tensor(ecdf.values, device=self.exemplars.device))
         self._index: SupportIndex | None = None
+        self._built_from: tuple[int, int] | None = None
 
     def _support(self) -> SupportIndex:
-        # Built anew after a move to another device or dtype, which replaces the buffer.
-        if self._index is None or self._index.exemplars.data_ptr() != self.exemplars.data_ptr():
+        # Built anew after a move to another device or dtype, which replaces the buffer, or a change of its values.
+        source = (self.exemplars.data_ptr(), self.exemplars._version)
+        if self._index is None or self._built_from != source:
             self._index = SupportIndex(self.exemplars, self.labels, self.predictions)
+            self._built_from = source
         return self._index
 
     def evidence(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

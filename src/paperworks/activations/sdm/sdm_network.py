@@ -205,10 +205,8 @@ def train_sdm_network(
         course.accepted.append(count_accepted())
         progress.save(course)
     for epoch in range(len(course.accepted), epochs + 1):
-        prompts = [d.prompt for d in right]
-        completed = greedy_completions(model, head, prompts, max_new_tokens, generation_batch)
-        sequences = [[*p, *c] for p, c in zip(prompts, completed, strict=True)]
-        _, q, d = verifier.state_.training_evidence(document_features(model, sequences, generation_batch))
+        generated = _generated_features(model, head, right, max_new_tokens, generation_batch)[0]
+        _, q, d = verifier.state_.training_evidence(generated)
         evidence = [torch.as_tensor(e, dtype=torch.float32, device=states.device)[owners] for e in (q, d)]
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(targets))).to(states.device)
         course.losses.append(_epoch(head, optimizer, states, targets, evidence, order.split(batch_size), beta))
@@ -251,6 +249,15 @@ def _training_tokens(
     return states, targets, torch.repeat_interleave(lengths).to(states.device)
 
 
+def _generated_features(
+    model: Any, head: VerifiedHead, documents: Sequence[VerifiedDocument], max_new_tokens: int, batch_size: int
+) -> tuple[NDArray[np.float32], list[list[int]]]:
+    """Features of the documents with the head's own completions, and those completions."""
+    completed = greedy_completions(model, head, [d.prompt for d in documents], max_new_tokens, batch_size)
+    sequences = [[*d.prompt, *c] for d, c in zip(documents, completed, strict=True)]
+    return document_features(model, sequences, batch_size), completed
+
+
 def _accepted(
     model: Any,
     head: VerifiedHead,
@@ -260,9 +267,8 @@ def _accepted(
     batch_size: int,
     task_check: TaskCheck | None,
 ) -> int:
-    completed = greedy_completions(model, head, [d.prompt for d in documents], max_new_tokens, batch_size)
-    sequences = [[*d.prompt, *c] for d, c in zip(documents, completed, strict=True)]
-    result = verifier.select(document_features(model, sequences, batch_size))
+    features, completed = _generated_features(model, head, documents, max_new_tokens, batch_size)
+    result = verifier.select(features)
     accepted = result.admitted & (result.prediction == 1)
     if task_check is not None:
         accepted &= np.array([bool(task_check(d, c)) for d, c in zip(documents, completed, strict=True)])

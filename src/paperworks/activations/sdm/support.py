@@ -33,6 +33,14 @@ def _integers(values: ArrayLike | Tensor, name: str, size: int, device: torch.de
     return tensor.to(device=device, dtype=torch.int64)
 
 
+def _largest_entry(t: Tensor, name: str) -> float:
+    """max |t|, and the check that every entry is finite, in one pass."""
+    low, high = (float(end) for end in torch.aminmax(t)) if t.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return max(-low, high)
+
+
 def _count_rows(mask: Tensor) -> Tensor:
     # NumPy counts the True of a row ten times faster than a sum over a CPU tensor of bools.
     if mask.device.type == "cpu":
@@ -70,8 +78,7 @@ class SupportIndex:
             raise TypeError(f"exemplars must be floating point, got {e.dtype}")
         if e.ndim != 2 or 0 in e.shape:
             raise ValueError(f"exemplars must have shape (N, M) with N, M >= 1, got {tuple(e.shape)}")
-        if not bool(torch.isfinite(e).all()):
-            raise ValueError("exemplars must be finite, got NaN or infinity")
+        self._largest = _largest_entry(e, "exemplars")
         if backend not in ("torch", "faiss"):
             raise ValueError(f"backend must be 'torch' or 'faiss', got {backend!r}")
         if chunk < 1:
@@ -91,8 +98,7 @@ class SupportIndex:
         self._bounds = {
             c: (end - n, end) for c, n, end in zip(classes.tolist(), counts.tolist(), ends, strict=True) if c >= 0
         }
-        self._center = e.double().mean(0)
-        self._largest = float(e.abs().max())
+        self._center = e.mean(0, dtype=torch.float64)
         self._coarse = e.dtype == torch.float64
         self._blocks: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._centred(torch.float64 if self._coarse else torch.float32)
@@ -125,7 +131,7 @@ class SupportIndex:
 
     def _resolutions(self, h: Tensor) -> list[torch.dtype]:
         """float32 first where its range suffices and it has not yet proved too coarse, then float64."""
-        if self._coarse or max(float(h.abs().max()), self._largest) > 1e17:
+        if self._coarse or max(_largest_entry(h, "h"), self._largest) > 1e17:
             return [torch.float64]
         return [torch.float32, torch.float64]
 
@@ -146,8 +152,7 @@ class SupportIndex:
             raise TypeError(f"h must be floating point, got {t.dtype}")
         if t.ndim != 2 or t.shape[1] != self.exemplars.shape[1]:
             raise ValueError(f"h must have shape (B, {self.exemplars.shape[1]}), got {tuple(t.shape)}")
-        if not bool(torch.isfinite(t).all()):
-            raise ValueError("h must be finite, got NaN or infinity")
+        _largest_entry(t, "h")
         return t
 
     @torch.no_grad()

@@ -114,7 +114,8 @@ class _Decoder(nn.Module):
         self.weight = head.positive.weight  # what `transformers` reads of an output embedding
 
     def forward(self, h: Tensor) -> Tensor:
-        negative, positive = self.head(h).chunk(2, dim=-1)
+        # A head is trained in float32 on top of models of less precision.
+        negative, positive = self.head(h.to(self.weight.dtype)).chunk(2, dim=-1)
         return torch.maximum(negative, positive)
 
 

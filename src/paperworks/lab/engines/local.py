@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
@@ -38,12 +38,12 @@ POLL_SECONDS = 0.05
 OUTPUT_TAIL = 4000
 
 
-def _context() -> BaseContext:
-    """The fork server with one thread for each maths library, or `spawn` where forking is unsafe or absent."""
+def _context(preload: Iterable[str]) -> BaseContext:
+    """The fork server with `preload` imported and one thread a library; `spawn` where forking is unsafe or absent."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED, *preload])
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
@@ -149,7 +149,7 @@ class LocalEngine:
         """Results in the order they finish; exclusive trials come after the others, one by one."""
         waiting = [s for s in specs if not s.exclusive]
         alone = [s for s in specs if s.exclusive]
-        context = _context()
+        context = _context(dict.fromkeys(name for spec in specs for name in spec.preload))
         running: list[_Worker] = []
         with tempfile.TemporaryDirectory(prefix="paperworks-") as folder:
             try:

@@ -46,6 +46,7 @@ TRAINING = (
     Setting("augment", bool, Tiers(smoke=False, gpu=True), "random crops and mirror images"),
     Setting("test_fraction", float, 0.5, "part held out where the data has no test part of its own", _fraction),
     Setting("train_size", int, Tiers(smoke=200, desk=0), "training images kept, stratified; 0 keeps all"),
+    Setting("evaluate_every", int, 1, "epochs between two tests; 0 tests after the last epoch only"),
     Setting("target_accuracy", float, 0.85, "test accuracy that epochs_to_target waits for", _fraction),
 )
 

@@ -53,6 +53,7 @@ def above_zero(value: float) -> None:
         Setting("validation_windows", int, Tiers(smoke=32, desk=256, gpu=0), "held-out windows; 0 takes all"),
     ),
     time_limit=4 * 3600.0,
+    preload=("transformers.models.gpt2.modeling_gpt2",),
 )
 def language_modelling(trial: Trial, arm: Arm) -> dict[str, float]:
     """Train the model of the settings with the arm's activation; the seed sets held-out blocks, weights and batches.

@@ -83,14 +83,14 @@ def train_classifier(trial: Trial, arm: Arm) -> dict[str, float]:
     if settings["optimizer"] == "sgd":
         optimizer = torch.optim.SGD(groups, lr=settings["lr"], momentum=0.9, nesterov=True)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=settings["lr"])
+        optimizer = torch.optim.AdamW(groups, lr=settings["lr"], fused=True)
     epochs: int = settings["epochs"]
     schedule = None
     if settings["schedule"] == "cosine":
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     order, shifts = trial.generator("batches"), trial.generator("augmentation")
-    accuracies: list[float] = []
-    loss = float("nan")
+    accuracies: dict[int, float] = {}
+    loss, every = float("nan"), settings["evaluate_every"] or epochs
     with trial.global_generators("training"):  # for a network with dropout
         for epoch in range(epochs):
             model.train()
@@ -104,15 +104,16 @@ def train_classifier(trial: Trial, arm: Arm) -> dict[str, float]:
                 optimizer.step()
             if schedule is not None:
                 schedule.step()
-            accuracy, loss = evaluate(model, test, trial.device)
-            accuracies.append(accuracy)
-            trial.progress((epoch + 1) / epochs, f"epoch {epoch + 1}/{epochs}, accuracy {accuracy:.3f}")
-    reached = [i + 1 for i, accuracy in enumerate(accuracies) if accuracy >= settings["target_accuracy"]]
+            if (epoch + 1) % every == 0 or epoch + 1 == epochs:
+                accuracies[epoch + 1], loss = evaluate(model, test, trial.device)
+            trial.progress((epoch + 1) / epochs, f"epoch {epoch + 1}/{epochs}")
+    reached = [epoch for epoch, accuracy in accuracies.items() if accuracy >= settings["target_accuracy"]]
     learned = learned_parameters(report)
-    trial.curve("accuracy", accuracies)
+    trial.curve("epoch", list(accuracies))
+    trial.curve("accuracy", list(accuracies.values()))
     trial.curve("learned parameter by depth", learned)
     return {
-        "accuracy": accuracies[-1],
+        "accuracy": accuracies[epochs],
         "loss": loss,
         "epochs_to_target": float(reached[0] if reached else epochs + 1),
         "learned_parameter": statistics.median(learned) if learned else 0.0,
