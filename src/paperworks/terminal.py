@@ -87,7 +87,7 @@ class Display:
         )
         self.task: TaskID | None = None
         self.running: dict[str, str] = {}
-        self.errors = 0
+        self.errors = self.total = self.done = 0
         self.watcher = Watcher(self._planned, self._progress, self._finished, self._verdict)
 
     def __enter__(self) -> Display:
@@ -103,7 +103,10 @@ class Display:
             raise typer.Exit(130)
 
     def _planned(self, total: int, reused: int) -> None:
-        self.task = self.progress.add_task("trials", total=total, completed=reused, note="")
+        self.total, self.done = self.total + total, self.done + reused
+        if self.task is None:
+            self.task = self.progress.add_task("trials", total=self.total, completed=self.done, note="")
+        self.progress.update(self.task, total=self.total, completed=self.done)
         self.console.print(f"{total} trials, {reused} of them in the store already")
 
     def _note(self) -> None:
@@ -117,7 +120,8 @@ class Display:
     def _finished(self, spec: TrialSpec, result: TrialResult) -> None:
         self.running.pop(spec.key, None)
         if self.task is not None:
-            self.progress.advance(self.task)
+            self.done += 1
+            self.progress.update(self.task, completed=self.done)
         self._note()
         self.errors += result.status == "error"
         if result.status == "error" and not self.quiet and self.errors <= SHOWN_ERRORS:

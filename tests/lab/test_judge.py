@@ -18,9 +18,10 @@ A, B = Arm("a", "fake_papers:shifted", {"mean": 1.0}), Arm("b", "fake_papers:shi
 
 
 def results_of(planned: list[PlannedClaim], score: Callable[[TrialSpec], float]) -> dict[str, TrialResult]:
-    return {
-        key: TrialResult(key, "done", {"score": score(spec)}) for one in planned for key, spec in one.specs().items()
-    }
+    results: dict[str, TrialResult] = {}
+    while todo := {k: s for one in planned for k, s in one.specs(results).items() if k not in results}:
+        results |= {key: TrialResult(key, "done", {"score": score(spec)}) for key, spec in todo.items()}
+    return results
 
 
 def verdict(

@@ -18,7 +18,7 @@ from paperworks.lab.arena import Arena, run_arena
 from paperworks.lab.engines import Progress
 from paperworks.lab.engines.local import LocalEngine
 from paperworks.lab.execute import execute
-from paperworks.lab.nouns import Arm
+from paperworks.lab.nouns import Arm, BestOf, Criterion
 from paperworks.lab.records import TrialResult, TrialSpec, Verdict
 from paperworks.lab.runner import Watcher, choose_device, run
 from paperworks.lab.store import Store, open_store
@@ -85,6 +85,21 @@ def test_trials_in_error_are_run_again_and_done_ones_are_not(store: Store) -> No
     ran = len(engine.ran)
     run([paper], store, engine)
     assert [s.label for s in engine.ran[ran:]] == ["raise"]
+
+
+def test_only_the_chosen_arm_of_several_is_compared(store: Store) -> None:
+    paper, engine = fake_papers.fake_paper(), Here()
+    weak = tuple(Arm(f"mean {m}", "fake_papers:shifted", {"mean": m}) for m in (-9.0, 0.0, -5.0))
+    criterion = Criterion("score", fake_papers.METHOD, "greater", BestOf("best", weak), seeds=10)
+    paper.measured("c", "Higher.", source="x", protocol=fake_papers.noise, criteria=criterion)
+    planned: list[tuple[int, int]] = []
+    watcher = Watcher(planned=lambda total, reused: planned.append((total, reused)))
+    [verdict] = run([paper], store, engine, watcher=watcher)
+    assert (verdict.status, verdict.comparisons[0].baseline) == ("holds", "best (mean 0.0)")
+    assert planned == [(10 + 3 * 2, 0), (10, 0)]
+    assert len(verdict.trials) == 26
+    assert run([paper], store, engine)[0].trials == verdict.trials
+    assert len(engine.ran) == 26
 
 
 def test_a_control_never_holds(store: Store) -> None:

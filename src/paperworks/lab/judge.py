@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from paperworks.lab.machine import this_machine
 from paperworks.lab.nouns import MINIMUM_SEEDS, Criterion
-from paperworks.lab.plan import Circumstances, PlannedClaim, PlannedCriterion, Side
-from paperworks.lab.records import Comparison, Status, TrialResult, Verdict, digest
+from paperworks.lab.plan import Circumstances, PlannedClaim, PlannedCriterion, Results, Side
+from paperworks.lab.records import Comparison, Status, Verdict, digest
 from paperworks.lab.statistics import LEVEL, Estimate, decide, estimate, holm_levels, interval
 
-Results = Mapping[str, TrialResult]
 
-
-def _values(side: Side, metric: str, direction: str, results: Results) -> tuple[str, dict[int, float]]:
-    """The side's value by seed; of a `BestOf`, of the arm that was best on the selection seeds, which is named."""
-    chosen, name = 0, side.name
-    if side.selection:
-        means = [np.mean([results[spec.key].metrics[metric] for spec in specs]) for specs in side.selection]
-        chosen = int(np.argmax(means) if direction == "greater" else np.argmin(means))
-        name = f"{side.name} ({side.candidates[chosen][0].name})"
-    by_seed = side.candidates[chosen][1]
-    return name, {seed: float(results[spec.key].metrics[metric]) for seed, spec in by_seed.items()}
+def _values(side: Side, criterion: Criterion, results: Results) -> tuple[str, dict[int, float]]:
+    """The side's name and value by seed; of a `BestOf`, of the arm that was chosen, which is named too."""
+    chosen = side.chosen(criterion, results)
+    assert chosen is not None
+    arm, by_seed = side.candidates[chosen]
+    name = f"{side.name} ({arm.name})" if side.selection else side.name
+    return name, {seed: float(results[spec.key].metrics[criterion.metric]) for seed, spec in by_seed.items()}
 
 
 class _Measured:
@@ -32,13 +28,13 @@ class _Measured:
 
     def __init__(self, planned: PlannedCriterion, results: Results) -> None:
         self.criterion: Criterion = planned.criterion
-        metric, direction = self.criterion.metric, self.criterion.direction
-        self.method, self.method_values = _values(planned.method, metric, direction, results)
+        metric = self.criterion.metric
+        self.method, self.method_values = _values(planned.method, self.criterion, results)
         self.baseline, self.baseline_values = "", dict[int, float]()
         values = np.array(list(self.method_values.values()))
         self.margin = self.criterion.margin
         if planned.baseline is not None:
-            self.baseline, self.baseline_values = _values(planned.baseline, metric, direction, results)
+            self.baseline, self.baseline_values = _values(planned.baseline, self.criterion, results)
             against = np.array([self.baseline_values[seed] for seed in self.method_values])
             if self.criterion.scale == "ratio":
                 if (values <= 0).any() or (against <= 0).any():
@@ -117,7 +113,7 @@ def judge(planned: Sequence[PlannedClaim], results: Results, at: Circumstances) 
     verdicts: dict[int, Verdict] = {}
     measured: dict[int, list[_Measured]] = {}
     for i, one in enumerate(planned):
-        specs = one.specs()
+        specs = one.specs(results)
         common: dict[str, Any] = {
             "paper": one.paper.id,
             "claim": one.claim.id,

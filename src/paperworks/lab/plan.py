@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from statistics import fmean
 from typing import Any
 
 from paperworks.lab.fingerprint import fingerprint
 from paperworks.lab.machine import this_machine
 from paperworks.lab.nouns import Arm, BestOf, Claim, Contender, Criterion, Paper, Protocol, at_tier, resolve
-from paperworks.lab.records import TrialSpec
+from paperworks.lab.records import TrialResult, TrialSpec
 from paperworks.lab.settings import complete
+
+Results = Mapping[str, TrialResult]
 
 SELECTION_SEED = 1_000_000
 """First seed of the runs that choose the arm of a `BestOf`."""
@@ -26,6 +29,24 @@ class Side:
     name: str
     candidates: tuple[tuple[Arm, Mapping[int, TrialSpec]], ...]
     selection: tuple[tuple[TrialSpec, ...], ...] = ()
+
+    def chosen(self, criterion: Criterion, results: Results) -> int | None:
+        """Which candidate is compared: the best mean on the selection seeds; None while one of those is not done."""
+        if not self.selection:
+            return 0
+        means = []
+        for specs in self.selection:
+            found = [results[spec.key] for spec in specs if spec.key in results]
+            if len(found) < len(specs) or any(result.status != "done" for result in found):
+                return None
+            means.append(fmean(result.metrics[criterion.metric] for result in found))
+        return means.index(max(means) if criterion.direction == "greater" else min(means))
+
+    def specs(self, criterion: Criterion, results: Results) -> list[TrialSpec]:
+        """The trials known so far: those that choose, and of the chosen candidate those that are compared."""
+        choosing = [spec for specs in self.selection for spec in specs]
+        chosen = self.chosen(criterion, results)
+        return choosing if chosen is None else choosing + list(self.candidates[chosen][1].values())
 
 
 @dataclass(frozen=True)
@@ -49,13 +70,12 @@ class PlannedClaim:
     missing: list[str] = field(default_factory=list)
     control: bool = False
 
-    def specs(self) -> dict[str, TrialSpec]:
-        """The distinct trials of the claim by key."""
+    def specs(self, results: Results | None = None) -> dict[str, TrialSpec]:
+        """The distinct trials of the claim by key. What a `BestOf` compares is known once `results` has its choice."""
         found = [self.exact] if self.exact else []
         for planned in self.criteria:
             for side in filter(None, (planned.method, planned.baseline)):
-                found += [spec for _, by_seed in side.candidates for spec in by_seed.values()]
-                found += [spec for specs in side.selection for spec in specs]
+                found += side.specs(planned.criterion, results or {})
         return {spec.key: spec for spec in found}
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 Status = Literal["holds", "inconclusive", "fails", "not run", "error"]
@@ -71,7 +72,7 @@ class TrialSpec:
     memory_limit_gib: float = 8.0
     preload: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Identity: a finished trial with this key is never run again."""
         identity = asdict(self)

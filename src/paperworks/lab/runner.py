@@ -119,13 +119,6 @@ def run(
     check_known(given, [c for chosen in wanted.values() for c in chosen])
     plans = {p.id: plan(p, at, wanted[p.id]) for p in papers}
 
-    specs: dict[str, TrialSpec] = {}
-    for kind in ("exact", "measured", "needs"):  # exact checks first: the first verdicts come at once
-        for planned in plans.values():
-            for one in planned:
-                if one.claim.kind == kind:
-                    specs |= {k: s for k, s in one.specs().items() if k not in specs}
-    pending = {id: {key for one in planned for key in one.specs()} for id, planned in plans.items()}
     results: dict[str, TrialResult] = {}
     verdicts: dict[str, list[Verdict]] = {}
     announced: set[tuple[str, str]] = set()
@@ -142,15 +135,30 @@ def run(
             announce(one, verdict)
 
     exact = {one.exact.key: one for planned in plans.values() for one in planned if one.exact}
-    for paper in papers:
-        if not pending[paper.id]:
-            finish(paper.id)
-    for spec, result in run_trials(specs, store, engine, watcher, rerun):
-        results[spec.key] = result
-        if spec.key in exact:
-            announce(exact[spec.key], judge([exact[spec.key]], results, at)[0])
+    while True:
+        # The trials that a `BestOf` compares are known when those that choose are done: a second round runs them.
+        todo = _todo(plans.values(), results)
+        pending = {
+            id: {k for one in planned for k in one.specs(results)} - set(results) for id, planned in plans.items()
+        }
         for id, keys in pending.items():
-            keys.discard(spec.key)
             if not keys and id not in verdicts:
                 finish(id)
-    return [verdict for paper in papers for verdict in verdicts[paper.id]]
+        if not todo:
+            return [verdict for paper in papers for verdict in verdicts[paper.id]]
+        for spec, result in run_trials(todo, store, engine, watcher, rerun):
+            results[spec.key] = result
+            if spec.key in exact:
+                announce(exact[spec.key], judge([exact[spec.key]], results, at)[0])
+            for id, keys in pending.items():
+                keys.discard(spec.key)
+                if not keys and id not in verdicts and not _todo([plans[id]], results):
+                    finish(id)
+
+
+def _todo(plans: Iterable[Sequence[PlannedClaim]], results: Mapping[str, TrialResult]) -> dict[str, TrialSpec]:
+    """The trials without a result, exact checks first: the first verdicts come at once."""
+    claims = [one for planned in plans for one in planned]
+    claims.sort(key=lambda one: ("exact", "measured", "needs").index(one.claim.kind))
+    specs = {key: spec for one in claims for key, spec in one.specs(results).items()}
+    return {key: spec for key, spec in specs.items() if key not in results}

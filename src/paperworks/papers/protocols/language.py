@@ -42,7 +42,7 @@ def above_zero(value: float) -> None:
     settings=(
         TEXT,
         LANGUAGE_MODEL,
-        Setting("steps", int, Tiers(smoke=5, desk=600, gpu=3000), "optimiser steps", at_least_one),
+        Setting("steps", int, Tiers(smoke=5, desk=200, gpu=3000), "optimiser steps", at_least_one),
         Setting("batch_size", int, Tiers(smoke=16, gpu=64), "windows a step", at_least_one),
         Setting("lr", float, Tiers(smoke=1e-2, gpu=1e-3), "peak learning rate of AdamW", above_zero),
         Setting("weight_decay", float, 0.01, "decay of matrices, of nothing else"),

@@ -227,3 +227,23 @@ def quantiles_rest_on_float32(trial: Trial) -> dict[str, float]:
     ecdfs = classwise_ecdf(p, state.y_cal, 2, saturate=True)
     v = np.stack([e(p[:, c]) for c, e in enumerate(ecdfs)], axis=1)
     return {"points whose quantiles move": float((np.abs(v - state.cal_v) > 1e-12).any(1).mean())}
+
+
+def rescaler_outgrows_its_epochs(trial: Trial) -> dict[str, float]:
+    """The largest weight of W'' and the loss, solved and by the paper's training, for 600 digits of ten classes."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from paperworks.activations.sdm import SDMClassifier, fit_rescaler_paper, rescaler_loss
+
+    digits = load_digits()
+    state = SDMClassifier(rounds=1, random_state=0).fit(digits.data[:600] / 16, digits.target[:600]).state_
+    soft_q = state.cal_v[np.arange(len(state.y_cal)), state.cal_pred] * state.cal_log_base
+    trained = fit_rescaler_paper(state.cal_v, soft_q, state.y_cal, trial.numpy_generator("rescaler"))
+    solved = state.rescaler_weight
+    loss = [rescaler_loss(weight, state.cal_v, soft_q, state.y_cal)[0] for weight in (trained, solved)]
+    return {
+        "solved: largest weight": float(np.abs(solved).max()),
+        "trained: largest weight": float(np.abs(trained).max()),
+        "loss, trained - solved": loss[0] - loss[1],
+    }

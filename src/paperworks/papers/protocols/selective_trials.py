@@ -94,7 +94,7 @@ def time_of_search(trial: Trial, arm: Arm) -> dict[str, float]:
     return {"search_share": found.ratio("search", "verdict").median, "seconds": found.medians["verdict"] / len(x)}
 
 
-def state_of_size(trial: Trial, size: int, calibration: int = 200, rank: int = 64) -> tuple[SDMState, torch.Tensor]:
+def state_of_size(trial: Trial, size: int, calibration: int = 100, rank: int = 64) -> tuple[SDMState, torch.Tensor]:
     """A calibrated estimator with `size` training points, and queries (Q, D); a tenth of the points is predicted wrong.
 
     The weights are random and the embeddings u A with u (N, 64) normal, so that the exemplars of the training points
