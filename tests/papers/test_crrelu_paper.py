@@ -22,7 +22,7 @@ from paperworks.lab.trial import Trial
 
 paper = find("crrelu")
 EXACT = [claim for claim in paper.claims if claim.kind == "exact"]
-SMALL = {"shape": "4x65x192", "steps": "2", "layers": "1", "dim": "16", "heads": "2"}
+SMALL = {"steps": "2", "layers": "1", "dim": "16", "heads": "2"}
 
 
 def observed(id: str) -> dict[str, float]:
@@ -145,33 +145,25 @@ def test_what_is_needed_is_said_and_met_by_what_the_user_gives():
 # --- a whole run ---
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+@pytest.fixture
+def store(tmp_path):
     pytest.importorskip("transformers", reason="the language models are those of transformers")
-    with open_store(tmp_path_factory.mktemp("store") / "lab.sqlite") as store:
-        claims = [claim.id for claim in paper.claims if claim.protocol is not None]
-        verdicts = run([paper], store, Here(), tier="smoke", settings=SMALL, claims=claims)
-        controls = run([paper], store, Here(), tier="smoke", settings=SMALL, claims=claims, control=True)
-        yield verdicts, controls, collect(store, [paper])
+    with open_store(tmp_path / "lab.sqlite") as opened:
+        yield opened
 
 
-def test_too_few_seeds_decide_nothing_and_what_is_missing_is_not_run(smoke):
-    verdicts, _, _ = smoke
-    expected = {
-        claim.id: "not run" if any(need.missing({}) for need in claim.needs) else "inconclusive"
-        for claim in paper.claims
-        if claim.protocol is not None
-    }
-    assert {verdict.claim: verdict.status for verdict in verdicts} == expected, [v.reason for v in verdicts]
-
-
-def test_no_control_holds(smoke):
-    _, controls, _ = smoke
+def test_controls_run_and_too_few_seeds_decide_nothing(store):
+    claims = [claim.id for claim in paper.claims if claim.protocol is not None]
+    controls = run(
+        [paper], store, Here(), tier="smoke", settings={**SMALL, "shape": "4x65x192"}, claims=claims, control=True
+    )
     assert {verdict.status for verdict in controls} == {"inconclusive", "not run"}, [v.reason for v in controls]
 
 
-def test_the_figure_shows_the_learned_eps(smoke):
-    [drawn] = draw_all(smoke[2])["crrelu"]
+def test_the_figure_shows_the_learned_eps(store):
+    claims = ["learned-eps-ends-negative", "learned-eps-ends-negative-in-a-language-model"]
+    run([paper], store, Here(), tier="smoke", settings=SMALL, claims=claims)
+    [drawn] = draw_all(collect(store, [paper]))["crrelu"]
     assert not drawn.missing
     text = "".join(ElementTree.fromstring(drawn.svg.replace("xlink:href", "href")).itertext())
     for words in ("ReLU", "eps = +0.5", "vision transformer: ", "language model: ", "start, +0.01"):
@@ -189,7 +181,7 @@ def test_what_is_timed_is_the_same_function(kind):
     torch.testing.assert_close(fused, separate, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
 def test_a_peer_that_is_not_installed_is_an_import_error():
-    if importlib.util.find_spec("timm") is None:
-        with pytest.raises(ImportError):
-            find_cases("crrelu")[0].contenders["timm SwishMe"]()
+    with pytest.raises(ImportError):
+        find_cases("crrelu")[0].contenders["timm SwishMe"]()

@@ -78,7 +78,7 @@ VIT = {
         "other activations": Bound(equals=50),
     },
     note="the other activations are random increasing functions onto (0, 1), mixtures of three normal CDFs, under "
-    "standard normal input",
+    "normal input",
 )
 def worst_activation_is_the_maximum(trial: Trial) -> dict[str, float]:
     """The distance of the worst activation from the maximum, largest of three ranges, and that of random functions."""
@@ -99,8 +99,8 @@ def worst_activation_is_the_maximum(trial: Trial) -> dict[str, float]:
         draws = torch.rand(3, 3, generator=generator, dtype=torch.float64).tolist()
         parts = [(w, NormalDensity(4 * m - 2, 0.3 + 2 * s)) for w, m, s in draws]
 
-        def mixture(z: torch.Tensor, parts: Any = parts) -> torch.Tensor:
-            return sum((w * part.cdf(z) for w, part in parts), torch.zeros_like(z)) / sum(w for w, _ in parts)
+        def mixture(z: torch.Tensor, parts: list[tuple[float, NormalDensity]] = parts) -> torch.Tensor:
+            return torch.stack([w * part.cdf(z) for w, part in parts]).sum(0) / sum(w for w, _ in parts)
 
         excess.append(activation_entropy(mixture, NormalDensity()))
     return found | {"other activations: largest entropy - maximum": max(excess), "other activations": len(excess)}
@@ -209,12 +209,9 @@ def entropy_rises_with_eps(trial: Trial) -> dict[str, float]:
 
 
 def _one_scalar_a_layer(networks: Mapping[str, tuple[int, int]]) -> dict[str, Bound]:
-    """Bounds for the counts of networks, given as parameters before and activation sites."""
-    bounds = {}
-    for name, (parameters, sites) in networks.items():
-        bounds[f"{name}: parameters"] = Bound(equals=parameters)
-        bounds[f"{name}: activation sites"] = bounds[f"{name}: added"] = Bound(equals=sites)
-    return bounds
+    """Bounds for the counts of networks, given as parameters before and parameters added."""
+    before = {f"{name}: parameters": Bound(equals=parameters) for name, (parameters, _) in networks.items()}
+    return before | {f"{name}: added": Bound(equals=added) for name, (_, added) in networks.items()}
 
 
 def _counts(networks: Mapping[str, Any]) -> dict[str, float]:
@@ -224,11 +221,8 @@ def _counts(networks: Mapping[str, Any]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     for name, model in networks.items():
-        before = count_parameters(model)
-        report = replace_activations(model, CRReLU)
-        found[f"{name}: parameters"] = before
-        found[f"{name}: activation sites"] = len(report.replaced)
-        found[f"{name}: added"] = count_parameters(report.model) - before
+        found[f"{name}: parameters"] = before = count_parameters(model)
+        found[f"{name}: added"] = count_parameters(replace_activations(model, CRReLU).model) - before
     return found
 
 
@@ -239,7 +233,7 @@ def _counts(networks: Mapping[str, Any]) -> dict[str, float]:
         {"ViT-Tiny": (5_717_416, 12), "DeiT-Tiny, distilled": (5_910_800, 12), "GPT-2": (124_439_808, 12)}
     ),
     needs=(TRANSFORMERS,),
-    note="networks of real size as transformers builds them; its DeiT has the second token and head of distillation",
+    note="real-size networks of transformers; its DeiT has the second token and head of distillation",
 )
 def one_scalar_a_layer(trial: Trial) -> dict[str, float]:
     """Counts on networks that have shapes and no memory."""
@@ -254,11 +248,8 @@ def one_scalar_a_layer(trial: Trial) -> dict[str, float]:
     return _counts({"ViT-Tiny": vit, "DeiT-Tiny, distilled": deit, "GPT-2": gpt2})
 
 
-_TIMM_NETWORKS = {
-    "vit_tiny_patch16_224": (5_717_416, 12),
-    "deit_tiny_patch16_224": (5_717_416, 12),
-    "tnt_s_patch16_224": (23_768_584, 24),
-}
+_TINY, _TNT = (5_717_416, 12), (23_768_584, 24)
+_TIMM_NETWORKS = {"vit_tiny_patch16_224": _TINY, "deit_tiny_patch16_224": _TINY, "tnt_s_patch16_224": _TNT}
 
 
 @paper.exact(
@@ -367,33 +358,28 @@ def draw(figure: Any, results: Any) -> None:
     import numpy as np
 
     left, right = figure.subplots(1, 2)
-    learned = {
-        label: np.array([values for _, values in results.curves(id, "CRReLU", "learned parameter by depth")])
-        for label, id in (
-            ("vision transformer", "learned-eps-ends-negative"),
-            ("language model", "learned-eps-ends-negative-in-a-language-model"),
-        )
-    }
-    colours = dict(zip(learned, ("#2462c4", "#b9500b"), strict=True))
     x = np.linspace(-4, 4, 401)
-    lines = [(0.0, "#5d6874", 1.0, "ReLU"), (0.5, "#0a7868", 1.0, "eps = +0.5"), (-0.5, "#a12f86", 1.0, "eps = -0.5")]
-    for label, values in learned.items():
-        median = float(np.median(values))
-        lines.append((median, colours[label], 1.8, f"{label}: {median:+.3f}"))
-    for eps, colour, width, label in lines:
+
+    def plot(eps: float, label: str, colour: str, width: float = 1.0) -> None:
         left.plot(x, np.maximum(x, 0) + eps * x * np.exp(-x * x / 2), color=colour, linewidth=width, label=label)
-    left.set(xlabel="input", ylabel="output", xlim=(-4, 4), ylim=(-0.7, 3.4))
-    left.legend(loc="upper left")
-    for label, values in learned.items():
-        depth = np.arange(1, values.shape[1] + 1)
-        right.plot(depth, values.T, "o-", color=colours[label], alpha=0.35, linewidth=0.8, markersize=3)
-        right.plot(
-            depth, np.median(values, 0), "_", color=colours[label], markersize=20, markeredgewidth=2.2, label=label
-        )
+
+    plot(0.0, "ReLU", "#5d6874")
+    plot(0.5, "eps = +0.5", "#0a7868")
+    plot(-0.5, "eps = -0.5", "#a12f86")
+    for label, id, colour in (
+        ("vision transformer", "learned-eps-ends-negative", "#2462c4"),
+        ("language model", "learned-eps-ends-negative-in-a-language-model", "#b9500b"),
+    ):
+        learned = np.array([values for _, values in results.curves(id, "CRReLU", "learned parameter by depth")])
+        plot(median := float(np.median(learned)), f"{label}: {median:+.3f}", colour, 1.8)
+        depth = np.arange(1, learned.shape[1] + 1)
+        right.plot(depth, learned.T, "o-", color=colour, alpha=0.35, linewidth=0.8, markersize=3)
+        right.plot(depth, np.median(learned, 0), "_", color=colour, markersize=20, markeredgewidth=2.2, label=label)
     right.axhline(0.01, color="#5d6874", linewidth=1, linestyle="--", label="start, +0.01")
-    deepest = max(values.shape[1] for values in learned.values())
-    right.set(xlabel="layer", ylabel="learned eps (bar: median over seeds)", xticks=range(1, deepest + 1))
-    right.set_xlim(0.7, deepest + 0.3)
+    left.set(xlabel="input", ylabel="output", xlim=(-4, 4), ylim=(-0.7, 3.4))
+    right.set(xlabel="layer", ylabel="learned eps (bar: median over seeds)")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(loc="upper left")
     right.legend(loc="best")
 
 

@@ -229,21 +229,24 @@ def quantiles_rest_on_float32(trial: Trial) -> dict[str, float]:
     return {"points whose quantiles move": float((np.abs(v - state.cal_v) > 1e-12).any(1).mean())}
 
 
-def rescaler_outgrows_its_epochs(trial: Trial) -> dict[str, float]:
-    """The largest weight of W'' and the loss, solved and by the paper's training, for 600 digits of ten classes."""
+def rescaler_outgrows_its_training(trial: Trial) -> dict[str, float]:
+    """The largest weight of the solved W'' for 1,200 digits of ten classes, and how far Alg. 2 moves a weight at most.
+
+    A step of Adam is at most lr (1 - beta1) / sqrt(1 - beta2) (Kingma and Ba, section 2.1).
+    """
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from paperworks.activations.sdm import SDMClassifier, fit_rescaler_paper, rescaler_loss
+    from paperworks.activations.sdm import SDMClassifier, rescaler_loss
 
     digits = load_digits()
-    state = SDMClassifier(rounds=1, random_state=0).fit(digits.data[:600] / 16, digits.target[:600]).state_
+    state = SDMClassifier(rounds=1, random_state=0).fit(digits.data[:1200] / 16, digits.target[:1200]).state_
     soft_q = state.cal_v[np.arange(len(state.y_cal)), state.cal_pred] * state.cal_log_base
-    trained = fit_rescaler_paper(state.cal_v, soft_q, state.y_cal, trial.numpy_generator("rescaler"))
-    solved = state.rescaler_weight
-    loss = [rescaler_loss(weight, state.cal_v, soft_q, state.y_cal)[0] for weight in (trained, solved)]
+    solved, reach = state.rescaler_weight, len(state.y_cal) * 1000 * 1e-4 * (1 - 0.9) / math.sqrt(1 - 0.999)
+    nearer = solved * min(1.0, reach / float(np.abs(solved).max()))
+    loss = [rescaler_loss(weight, state.cal_v, soft_q, state.y_cal)[0] for weight in (nearer, solved)]
     return {
-        "solved: largest weight": float(np.abs(solved).max()),
-        "trained: largest weight": float(np.abs(trained).max()),
-        "loss, trained - solved": loss[0] - loss[1],
+        "optimum: largest weight": float(np.abs(solved).max()),
+        "reach of the paper's training": reach,
+        "loss, optimum scaled to that reach - optimum": loss[0] - loss[1],
     }
