@@ -308,8 +308,8 @@ paper.measured(
     protocol=language_modelling,
     needs=(TRANSFORMERS,),
     criteria=Criterion("validation_loss", CRRELU, "less", GPT2_GELU, seeds=SEEDS),
-    note="a proxy: a GPT-2 of two blocks trained from scratch on the characters of Python's docstrings, where the "
-    "paper fine-tunes GPT-2 on preferences; the learning rate is the best of five for GELU, on seeds of their own",
+    note="a proxy: a GPT-2 of two blocks trained from scratch on the characters of Python's language reference, where "
+    "the paper fine-tunes GPT-2 on preferences; the learning rate is the best of four for GELU, on seeds of their own",
 )
 
 paper.measured(

@@ -135,25 +135,18 @@ paper.exact(
 
 paper.measured(
     "admits-at-the-wanted-accuracy",
-    "What it admits is at least 95 % right by class and by prediction, and more often right than at softmax >= .95.",
+    "What it admits is at least 95 % right by class and by prediction, and more often right than at softmax >= .95 and "
+    "than without rejecting.",
     source="Table 1",
-    published="Sentiment: .996 of 65 % admitted; softmax .989 of 87 %",
+    published="Sentiment: .996 of 65 % admitted; softmax .989 of 87 %; without rejecting .968",
     protocol=selective_classification,
     criteria=(
         Criterion("lowest_by_class", SDM, "greater", margin=0.95, seeds=SEEDS, control=SOFTMAX),
         Criterion("lowest_by_prediction", SDM, "greater", margin=0.95, seeds=SEEDS, control=SOFTMAX),
         Criterion("error", SDM, "less", SOFTMAX, seeds=SEEDS),
+        Criterion("error", SDM, "less", NO_REJECT, seeds=SEEDS),
     ),
     note="8x8 digits, is the digit 5 or more: 1,300 for training and calibration, 497 for the test",
-)
-
-paper.measured(
-    "more-accurate-than-without-rejecting",
-    "What it admits is more often right than the same adaptor's predictions without rejecting.",
-    source="Table 1",
-    published="Sentiment: .996, without rejecting .968",
-    protocol=selective_classification,
-    criteria=Criterion("error", SDM, "less", NO_REJECT, seeds=SEEDS),
 )
 
 paper.measured(
@@ -180,6 +173,17 @@ paper.measured(
         for baseline in (SOFTMAX, TEMPERATURE)
     ),
     note="the same trained arms on shifted test digits; an arm that admits nothing makes no error",
+)
+
+paper.measured(
+    "admits-next-to-nothing-under-shift",
+    "Under shift it admits next to nothing: less than 5 % of the points.",
+    source="Table 1 (SentimentOOD); the 5 % is ours",
+    published="SentimentOOD: SDM rejects all",
+    protocol=selective_classification,
+    criteria=tuple(
+        Criterion(f"share{suffix}", SDM, "less", margin=0.05, seeds=SEEDS, control=SOFTMAX) for suffix in SHIFTS
+    ),
 )
 
 paper.measured(
@@ -347,21 +351,19 @@ def draw(figure: Any, results: Any) -> None:
     for axis, (suffix, where) in zip(axes, {"": "in distribution", **SHIFTS}.items(), strict=True):
         for arm, claim, colour, marker in arms:
             try:
-                share = results.metric(claim, arm.name, f"share{suffix}")
-                error = results.metric(claim, arm.name, f"error{suffix}")
+                share, error = (results.metric(claim, arm.name, f"{name}{suffix}") for name in ("share", "error"))
             except LookupError:
                 if arm in (APS, RAPS):  # without MAPIE there are none
                     continue
                 raise
+            style = {"markersize": 5, "zorder": 3} if arm is SDM else {"markersize": 3.5, "zorder": 2}
             accuracy = [1 - error[seed] for seed in share]
             axis.plot(
-                list(share.values()), accuracy, marker, color=colour, alpha=0.7, label=arm.name,
-                markersize=5 if arm is SDM else 3.5, zorder=3 if arm is SDM else 2, clip_on=False,
-            )  # fmt: skip
+                list(share.values()), accuracy, marker, color=colour, alpha=0.7, clip_on=False, label=arm.name, **style
+            )
         axis.axhline(0.95, color="#1b2028", linewidth=0.8, linestyle="--")
-        axis.set(title=where, xlim=(0, 0.8), ylim=(0.4, 1.0), xticks=(0, 0.25, 0.5, 0.75))
-    axes[0].set_ylabel("accuracy of what is admitted")
-    figure.supxlabel("share admitted", fontsize="medium")
+        axis.set(title=where, xlabel="share admitted", xlim=(0, 1), xticks=(0, 0.5, 1))
+    axes[0].set(ylabel="accuracy of what is admitted", ylim=(None, 1.0))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 
@@ -373,6 +375,11 @@ paper.figures.append(
     )
 )
 paper.findings += [
+    Finding(
+        "What keeps it from error under shift is that it admits next to nothing there; a stricter threshold is not all "
+        "of it, since its order of the points is better than that of softmax too.",
+        ("admits-next-to-nothing-under-shift", "errs-less-under-shift", "ranks-better-than-softmax"),
+    ),
     Finding(
         "With few features the filters add nothing: in the experiment over an API, 1,000 filters read 7 features, so "
         "exemplars have 7 dimensions and the classifier is multinomial logistic regression.",

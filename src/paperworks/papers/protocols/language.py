@@ -15,7 +15,7 @@ LANGUAGE_MODEL = Setting(
 TEXT = Setting(
     "text",
     str,
-    Tiers(smoke="topics", desk="docstrings"),
+    Tiers(smoke="topics", gpu="docstrings"),
     "docstrings or topics (both come with Python), or text:PATH, a file or a folder of .txt files",
     signature="paperworks.data.sources:data_signature",
 )
@@ -42,11 +42,11 @@ def above_zero(value: float) -> None:
     settings=(
         TEXT,
         LANGUAGE_MODEL,
-        Setting("steps", int, Tiers(smoke=5, desk=200, gpu=3000), "optimiser steps", at_least_one),
+        Setting("steps", int, Tiers(smoke=5, desk=500, gpu=3000), "optimiser steps", at_least_one),
         Setting("batch_size", int, Tiers(smoke=16, gpu=64), "windows a step", at_least_one),
-        Setting("lr", float, Tiers(smoke=1e-2, gpu=1e-3), "peak learning rate of AdamW", above_zero),
+        Setting("lr", float, Tiers(smoke=5e-3, gpu=1e-3), "peak learning rate of AdamW", above_zero),
         Setting("weight_decay", float, 0.01, "decay of matrices, of nothing else"),
-        Setting("context", int, Tiers(smoke=64, gpu=256), "tokens of a window", at_least_one),
+        Setting("context", int, Tiers(smoke=32, gpu=256), "tokens of a window", at_least_one),
         Setting("layers", int, Tiers(smoke=2, gpu=6), "blocks of a model made here", at_least_one),
         Setting("dim", int, Tiers(smoke=64, gpu=384), "width of a model made here", at_least_one),
         Setting("heads", int, Tiers(smoke=4, gpu=6), "attention heads of a model made here", at_least_one),

@@ -25,7 +25,7 @@ from paperworks.papers.protocols.training import learned_parameters, parameter_g
 from paperworks.surgery.activations import replace_activations
 
 BLOCK = 4096
-EVALUATIONS = 8
+EVALUATIONS = 4
 GRADIENT_NORM = 1.0
 
 

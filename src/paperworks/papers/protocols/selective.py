@@ -81,6 +81,7 @@ _SPECS = "digits, imagefolder:PATH, npz:PATH, idx:PATH, cifar:PATH, or jsonl:PAT
     ),
     time_limit=4 * 3600.0,
     memory_limit_gib=24.0,
+    preload=("scipy.ndimage", "scipy.optimize", "sklearn.datasets", "sklearn.preprocessing", "mapie.conformity_scores"),
 )  # fmt: skip
 def selective_classification(trial: Trial, arm: Arm) -> dict[str, float]:
     """Fit the arm once and judge what it admits of the test part and of each shift of it.
