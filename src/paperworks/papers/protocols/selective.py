@@ -68,7 +68,7 @@ _SPECS = "digits, imagefolder:PATH, npz:PATH, idx:PATH, cifar:PATH, or jsonl:PAT
         Setting("shifted", str, "", f"data from elsewhere: {_SPECS}", signature=_SIGNATURE),
         Setting("task", str, "halves", "halves (is the class in the upper half?) or classes", _task),
         Setting("answers", bool, False, "the first C features of the data are a language model's stated confidence"),
-        Setting("fit_size", int, Tiers(smoke=300, desk=1300, full=0),
+        Setting("fit_size", int, Tiers(smoke=500, desk=1300, full=0),
                 "points for training and calibration, which every round halves anew; at most three quarters of the "
                 "data are taken, and 0 takes these", _not_negative),
         Setting("alpha", float, 0.95, "wanted accuracy, confidence level, threshold of probabilities", _accuracy),
@@ -105,7 +105,7 @@ def selective_classification(trial: Trial, arm: Arm) -> dict[str, float]:
         Setting("features", int, Tiers(smoke=64, desk=6144), "size of the embedding", _positive),
         Setting("filters", int, Tiers(smoke=50, desk=1000), "width of the adaptor", _positive),
         Setting("queries", int, Tiers(smoke=16, desk=100), "points verified at once", _positive),
-        Setting("rounds", int, 6, "interleaved rounds", _positive),
+        Setting("timings", int, 6, "interleaved rounds of timing, at least 6", _positive),
     ),
     exclusive=True,
 )

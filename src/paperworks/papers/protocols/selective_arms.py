@@ -310,7 +310,7 @@ def conformal_sets(
 
     MAPIE's own classifier refuses both for two classes, where its scores are as valid: they are called directly, with
     a third class of probability 0 that keeps their one-hot labels three columns wide. With two classes RAPS penalises
-    no label, so that it is APS calibrated on the four fifths that its penalty leaves.
+    no label, so that it is APS calibrated on the nine tenths that its penalty leaves.
     """
     try:
         from mapie.conformity_scores import APSConformityScore, RAPSConformityScore
@@ -328,7 +328,7 @@ def conformal_sets(
     found: Any = RAPSConformityScore() if score == "raps" else APSConformityScore()
     shared = {"classes": names, "random_state": seed}
     if score == "raps":
-        found.set_external_attributes(**shared, label_encoder=LabelEncoder().fit(names), size_raps=0.2)
+        found.set_external_attributes(**shared, label_encoder=LabelEncoder().fit(names))
         # The calibration points are given as their probabilities, which the predictor only hands on.
         found.set_ref_predictor(SimpleNamespace(single_estimator_=SimpleNamespace(predict_proba=lambda p: p)))
         probability_cal, _, y_cal, _, _ = found.split_data(probability_cal, y_cal, y_cal)

@@ -87,7 +87,7 @@ def time_of_search(trial: Trial, arm: Arm) -> dict[str, float]:
     predictions = z.argmax(1)
     found = paired_latency(
         {"verdict": lambda: state.evaluate(x), "search": lambda: state.index.query(h, predictions)},
-        rounds=settings["rounds"],
+        rounds=settings["timings"],
         warmup=1,
         seed=trial.derived_seed("order") % 2**31,
     )

@@ -55,11 +55,11 @@ _FORM = "JSON lines: prompt, completion, label (1 right, 0 wrong), answer; or th
         Setting("max_new_tokens", int, Tiers(smoke=8, desk=16), "longest completion", at_least_one),
         Setting("alpha", float, 0.95, "wanted accuracy of the check", _accuracy),
         Setting("rounds", int, Tiers(smoke=1, desk=10), "splits and trainings of the check", at_least_one),
-        Setting("check_epochs", int, Tiers(smoke=2, desk=50), "epochs of the check", at_least_one),
-        Setting("check_lr", float, Tiers(smoke=1e-3, gpu=1e-5), "learning rate of the check", above_zero),
+        Setting("epochs", int, Tiers(smoke=2, desk=50), "epochs of the check", at_least_one),
+        Setting("lr", float, Tiers(smoke=1e-3, gpu=1e-5), "learning rate of the check", above_zero),
         Setting("filters", int, Tiers(smoke=16, desk=1000), "width of the check's adaptor", at_least_one),
-        Setting("epochs", int, Tiers(smoke=1, desk=5), "epochs of the output layer", at_least_one),
-        Setting("lr", float, 1e-5, "learning rate of the output layer", above_zero),
+        Setting("network_epochs", int, Tiers(smoke=1, desk=5), "epochs of the output layer", at_least_one),
+        Setting("network_lr", float, 1e-5, "learning rate of the output layer", above_zero),
         Setting("batch_size", int, 50, "tokens, or documents of the check, a step", at_least_one),
         Setting("beta", float, 0.1, "largest weight of the regulariser"),
         Setting("documents_at_once", int, Tiers(smoke=8, gpu=32), "documents generated together", at_least_one),
@@ -81,7 +81,7 @@ def verified_generation(trial: Trial, arm: Arm) -> dict[str, float]:
         return same_answer(text.decode(completion), document.task_label)
 
     epochs = arm.build()
-    head, verifier = train(trial, model, text, settings["epochs"] if epochs is None else epochs, is_right)
+    head, verifier = train(trial, model, text, settings["network_epochs"] if epochs is None else epochs, is_right)
     test = read_documents(settings["test_documents"], text)
     completions = greedy_completions(model, head, [d.prompt for d in test], settings["max_new_tokens"], size)
     features = document_features(model, [[*d.prompt, *c] for d, c in zip(test, completions, strict=True)], size)
@@ -108,9 +108,9 @@ def train(
         settings["alpha"],
         num_filters=settings["filters"],
         rounds=settings["rounds"],
-        epochs=settings["check_epochs"],
+        epochs=settings["epochs"],
         batch_size=settings["batch_size"],
-        lr=settings["check_lr"],
+        lr=settings["lr"],
         random_state=trial.derived_seed("check") % 2**32,
         device=trial.device,
     )
@@ -124,7 +124,7 @@ def train(
         max_new_tokens=settings["max_new_tokens"],
         epochs=epochs,
         batch_size=settings["batch_size"],
-        lr=settings["lr"],
+        lr=settings["network_lr"],
         beta=settings["beta"],
         seed=trial.derived_seed("order") % 2**31,
         task_check=is_right,
