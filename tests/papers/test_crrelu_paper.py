@@ -161,12 +161,12 @@ def test_controls_run_and_too_few_seeds_decide_nothing(store):
 
 
 def test_the_figure_shows_the_learned_eps(store):
-    claims = ["learned-eps-ends-negative", "learned-eps-ends-negative-in-a-language-model"]
+    claims = [claim.id for claim in paper.claims if claim.id.startswith("learned-eps-ends-negative")]
     run([paper], store, Here(), tier="smoke", settings=SMALL, claims=claims)
     [drawn] = draw_all(collect(store, [paper]))["crrelu"]
     assert not drawn.missing
     text = "".join(ElementTree.fromstring(drawn.svg.replace("xlink:href", "href")).itertext())
-    for words in ("ReLU", "eps = +0.5", "vision transformer: ", "language model: ", "start, +0.01"):
+    for words in ("ReLU", "eps = +0.3", "ViT", "GPT-2, twice the rate", "start, +0.01"):
         assert words in text
 
 

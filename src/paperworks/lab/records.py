@@ -72,6 +72,9 @@ class TrialSpec:
     memory_limit_gib: float = 8.0
     preload: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preload", tuple(self.preload))  # JSON has no tuples
+
     @cached_property
     def key(self) -> str:
         """Identity: a finished trial with this key is never run again."""
