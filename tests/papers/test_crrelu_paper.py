@@ -166,7 +166,7 @@ def test_the_figure_shows_the_learned_eps(store):
     [drawn] = draw_all(collect(store, [paper]))["crrelu"]
     assert not drawn.missing
     text = "".join(ElementTree.fromstring(drawn.svg.replace("xlink:href", "href")).itertext())
-    for words in ("ReLU", "eps = +0.3", "ViT", "GPT-2, twice the rate", "start, +0.01"):
+    for words in ("ReLU", "eps = +0.3", "ViT", "GPT-2", "start, +0.01"):
         assert words in text
 
 

@@ -363,11 +363,7 @@ def draw(figure: Any, results: Any) -> None:
         left.plot(x, np.maximum(x, 0) + eps * x * np.exp(-x * x / 2), color=colour, label=label)
     left.set(xlabel="input", ylabel="output", xlim=(-4, 4), ylim=(-0.5, 3))
     left.legend(loc="upper left")
-    for label, suffix, colour in (
-        ("ViT", "", "#2462c4"),
-        ("GPT-2", "-in-a-language-model", "#0a7868"),
-        ("GPT-2, twice the rate", "-in-a-language-model-at-twice-the-rate", "#b9500b"),
-    ):
+    for label, suffix, colour in (("ViT", "", "#2462c4"), ("GPT-2", "-in-a-language-model", "#0a7868")):
         curves = results.curves(f"learned-eps-ends-negative{suffix}", "CRReLU", "learned parameter by depth")
         learned = np.array([values for _, values in curves])
         depth = np.arange(1, learned.shape[1] + 1)
