@@ -312,14 +312,19 @@ paper.measured(
     "the paper fine-tunes GPT-2 on preferences; the learning rate is the best of four for GELU, on seeds of their own",
 )
 
-paper.measured(
-    "learned-eps-ends-negative-in-a-language-model",
-    "In a language model too, training moves eps to the side that lowers the entropy.",
-    source="our question to the paper's learnable eps",
-    protocol=language_modelling,
-    needs=(TRANSFORMERS,),
-    criteria=Criterion("learned_parameter", CRRELU, "less", margin=0.0, seeds=SEEDS, control=FIXED),
-)
+for _id, _where, _rate in (
+    ("language-model", "In a language model too,", Tiers(smoke=5e-3, gpu=1e-3)),
+    ("language-model-at-twice-the-rate", "In one with twice the learning rate too,", Tiers(smoke=1e-2, gpu=2e-3)),
+):
+    paper.measured(
+        f"learned-eps-ends-negative-in-a-{_id}",
+        f"{_where} training moves eps to the side that lowers the entropy.",
+        source="our question to the paper's learnable eps",
+        protocol=language_modelling,
+        settings={"lr": _rate},
+        needs=(TRANSFORMERS,),
+        criteria=Criterion("learned_parameter", CRRELU, "less", margin=0.0, seeds=SEEDS, control=FIXED),
+    )
 
 paper.measured(
     "better-than-gelu-in-preference-tuning",
@@ -363,7 +368,11 @@ def draw(figure: Any, results: Any) -> None:
         left.plot(x, np.maximum(x, 0) + eps * x * np.exp(-x * x / 2), color=colour, label=label)
     left.set(xlabel="input", ylabel="output", xlim=(-4, 4), ylim=(-0.5, 3))
     left.legend(loc="upper left")
-    for label, suffix, colour in (("ViT", "", "#2462c4"), ("GPT-2", "-in-a-language-model", "#0a7868")):
+    for label, suffix, colour in (
+        ("ViT", "", "#2462c4"),
+        ("GPT-2", "-in-a-language-model", "#0a7868"),
+        ("GPT-2, twice the rate", "-in-a-language-model-at-twice-the-rate", "#b9500b"),
+    ):
         curves = results.curves(f"learned-eps-ends-negative{suffix}", "CRReLU", "learned parameter by depth")
         learned = np.array([values for _, values in curves])
         depth = np.arange(1, learned.shape[1] + 1)
@@ -384,8 +393,8 @@ paper.figures.append(
 paper.findings.append(
     Finding(
         "The entropy that the method sets out to lower falls for a negative eps and rises for a positive one. CRReLU "
-        "starts at +0.01, on the rising side, and leaves it to training to cross: how far it does depends on the "
-        "network.",
+        "starts at +0.01, on the rising side, and leaves it to training to cross: whether it does depends on the "
+        "network and on the learning rate.",
         ("entropy-rises-with-eps", *(claim.id for claim in paper.claims if "eps-ends-negative" in claim.id)),
     )
 )
