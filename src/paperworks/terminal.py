@@ -280,7 +280,7 @@ def print_case(result: CaseResult) -> None:
     case = result.case
     table = Table(title=case.name, pad_edge=False, title_justify="left")
     table.add_column("contender")
-    for column in ("time", f"{case.method} / it [95 %]", "peak memory", f"{case.method} / it", "GiB/s"):
+    for column in ("time", "time ratio [95 %]", "peak memory", "memory ratio", "GiB/s"):
         table.add_column(escape(column), justify="right", no_wrap=True)
     for row in result.rows:
         ratio = f"{row['method_over_contender']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
@@ -294,8 +294,7 @@ def print_case(result: CaseResult) -> None:
         )
     console = _console()
     console.print(table, highlight=False)
-    if case.floor:
-        console.print(escape(case.floor), style="dim")
+    console.print(escape(f"ratio: {case.method} / contender. {case.floor}"), style="dim")
     for name, why in result.missing.items():
         console.print(f"not installed: {escape(name)} ({escape(why)})", style="dim")
     console.print()
