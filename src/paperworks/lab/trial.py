@@ -33,6 +33,7 @@ class Trial:
         device: str = "cpu",
         settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        code: Callable[[], str] | None = None,
     ) -> None:
         self.seed = seed
         self.tier = tier
@@ -40,6 +41,7 @@ class Trial:
         self.settings = dict(settings or {})
         self.curves: dict[str, list[float]] = {}
         self._progress = progress
+        self._code = code
 
     def derived_seed(self, purpose: str) -> int:
         """A 63-bit seed for one purpose (``"split"``, ``"batches"``), independent of the other purposes' seeds."""
@@ -78,6 +80,25 @@ class Trial:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+    def stage(
+        self, name: str, make: Callable[[], Mapping[str, torch.Tensor]], **identity: Any
+    ) -> dict[str, torch.Tensor]:
+        """A dict of tensors that the arms of one seed begin with, such as a pretrained network's state, made once.
+
+        It is kept on disk under seed, device, `name`, `identity` and the code and user's files of the protocol. A
+        trial that was made by hand, without a protocol, keeps nothing.
+
+        Args:
+            name: what it is, e.g. ``"pretrained"``.
+            make: computes it; must depend on nothing but the seed (through this trial's generators) and `identity`.
+            identity: every setting it depends on, by name: strings and numbers.
+        """
+        if self._code is None:
+            return {key: value.detach().cpu().clone() for key, value in make().items()}
+        from paperworks.lab.stages import kept
+
+        return kept({"code": self._code(), "name": name, "seed": self.seed, "device": self.device, **identity}, make)
 
     def progress(self, fraction: float, text: str = "") -> None:
         """Report how far the trial is, from 0 to 1."""
