@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from paperworks.surgery.recording import Recorder, valid
+from paperworks.surgery.recording import Recorder, valid, watching
 
 
 class Net(nn.Module):
@@ -97,3 +97,16 @@ def test_bad_input() -> None:
         Recorder(Net(), ["first"], at="both")  # type: ignore[arg-type]
     with Recorder(Net(), ["first"]) as recorder, pytest.raises(RuntimeError, match="nothing recorded"):
         _ = recorder.values
+
+
+def test_watching_sees_every_input_and_leaves_no_hook_behind() -> None:
+    model = Net()
+    seen: list[tuple[str, int]] = []
+    with watching({"second": model.second}, lambda name, module, x: seen.append((name, len(x)))):
+        model(torch.randn(2, 4))
+        model.second(input=torch.randn(3, 4))
+    model(torch.randn(2, 4))
+    assert seen == [("second", 2), ("second", 3)]
+    with pytest.raises(ZeroDivisionError), watching({"second": model.second}, lambda *_: 1 / 0):
+        model(torch.randn(2, 4))
+    assert not model.second._forward_pre_hooks

@@ -20,6 +20,7 @@ from paperworks.activations.eafo_derivatives import Function, slope
 from paperworks.activations.eafo_entropy import FLAT_MASS, Quadrature, in_double
 from paperworks.activations.eafo_search import POINTS, SearchResult, soft_search
 from paperworks.surgery.activations import replace_activations
+from paperworks.surgery.recording import watching
 
 # Every elementwise activation module of torch that has default settings.
 TORCH_ACTIVATIONS: tuple[type[nn.Module], ...] = (
@@ -189,11 +190,8 @@ def measure_density(
     if layer not in layers:
         raise ValueError(f"layer: got {layer!r}, wanted the name of a module of the model")
     reservoir = _Reservoir(samples, torch.Generator().manual_seed(seed))
-    hook = layers[layer].register_forward_pre_hook(lambda _, args: reservoir.show(args[0]))
-    try:
+    with watching({layer: layers[layer]}, lambda name, module, x: reservoir.show(x)):
         _feed(model, loader, forward)
-    finally:
-        hook.remove()
     return _density(layer, reservoir)
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Recorder", "valid"]
+__all__ = ["Recorder", "valid", "watching"]
 
 
 class Recorder(AbstractContextManager["Recorder"]):
@@ -123,6 +124,23 @@ class Recorder(AbstractContextManager["Recorder"]):
             self._keep(name, output)
 
         return hook
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], visit: Callable[[str, nn.Module, Tensor], object]) -> Iterator[None]:
+    """Inside the block call `visit(name, module, x)` with the first argument of each module before it is computed.
+
+    For statistics of what flows, taken piece by piece, where keeping the tensors would take too much memory.
+    """
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            hook = partial(_visit, visit, name)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def _visit(visit: Callable[..., object], name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    visit(name, module, args[0] if args else next(iter(kwargs.values())))
 
 
 def _in_backward() -> bool:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from paperworks.activations.ash.modules import ASH, FoldedASH, PercentileGate
+from paperworks.surgery.recording import watching
 
 _BINS, _RANGE = 4096, 8.0  # of the standardised values, within which a percentile is interpolated
-_Visit = Callable[[Any, str, Tensor], None]
+_Visit = Callable[[str, Any, Tensor], None]
 
 
 def percent_by_layer(model: nn.Module) -> dict[str, Tensor]:
@@ -48,7 +49,7 @@ def calibrate_percent(
     wanted = _wanted(_layers(model), percent)
     seen: dict[str, Tensor] = {}
 
-    def visit(layer: PercentileGate, name: str, x: Tensor) -> None:
+    def visit(name: str, layer: PercentileGate, x: Tensor) -> None:
         if name not in wanted:
             return
         counts = _histogram(layer, x)
@@ -75,7 +76,7 @@ def fold(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     """
     sums: dict[str, Tensor] = {}
 
-    def visit(layer: ASH, name: str, x: Tensor) -> None:
+    def visit(name: str, layer: ASH, x: Tensor) -> None:
         m = layer.statistics(x)
         count = m.sigma.new_tensor(m.sigma.numel())
         new = torch.stack([(m.mean + m.rest).sum(), m.sigma.sum(), count]).double()
@@ -121,21 +122,14 @@ def _run(model: nn.Module, loader: Iterable[Any], kind: type[Any], visit: _Visit
     layers = _layers(model, kind)
     if not layers:
         raise ValueError(f"model must have {kind.__name__} layers, {type(model).__name__} has none")
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: visit(layer, name, inputs[0]))
-        for name, layer in layers.items()
-    ]
     batches = 0
-    try:
+    with watching(layers, visit):
         for batch in loader:
             batches += 1
             if isinstance(batch, Mapping):
                 model(**batch)
             else:
                 model(batch if isinstance(batch, Tensor) else batch[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not batches:
         raise ValueError("loader must give at least one batch, got none")
 
