@@ -1,0 +1,1 @@
+"""The catalogue of papers: ingest, search, trending, subscriptions and digest."""
