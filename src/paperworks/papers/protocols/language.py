@@ -9,7 +9,7 @@ LANGUAGE_MODEL = Setting(
     "language_model",
     str,
     "gpt2",
-    "gpt2 or llama (small, random weights), or a folder saved by transformers, or a transformers id",
+    "gpt2, llama, mamba or mamba2 (small, random weights), a folder saved by transformers, or a transformers id",
     signature="paperworks.papers.protocols.language_models:language_model_signature",
 )
 TEXT = Setting(
@@ -33,6 +33,20 @@ def above_zero(value: float) -> None:
         raise ValueError(f"got {value}, wanted a number > 0")
 
 
+TASK = (
+    TEXT,
+    LANGUAGE_MODEL,
+    Setting("batch_size", int, Tiers(smoke=16, gpu=64), "windows a step", at_least_one),
+    Setting("weight_decay", float, 0.01, "decay of matrices, of nothing else"),
+    Setting("context", int, Tiers(smoke=32, gpu=256), "tokens of a window", at_least_one),
+    Setting("layers", int, Tiers(smoke=2, gpu=6), "blocks of a model made here", at_least_one),
+    Setting("dim", int, Tiers(smoke=64, gpu=384), "width of a model made here", at_least_one),
+    Setting("heads", int, Tiers(smoke=4, gpu=6), "attention heads of a model made here", at_least_one),
+    Setting("validation_windows", int, Tiers(smoke=32, desk=256, gpu=0), "held-out windows; 0 takes all"),
+)
+"""What `language_task` and `fit` of `paperworks.papers.protocols.language_training` read."""
+
+
 @protocol(
     "language modelling",
     metrics={
@@ -40,17 +54,9 @@ def above_zero(value: float) -> None:
         "learned_parameter": "median over the layers of the activation's first parameter; 0 where it has none",
     },
     settings=(
-        TEXT,
-        LANGUAGE_MODEL,
+        *TASK,
         Setting("steps", int, Tiers(smoke=5, desk=500, gpu=3000), "optimiser steps", at_least_one),
-        Setting("batch_size", int, Tiers(smoke=16, gpu=64), "windows a step", at_least_one),
         Setting("lr", float, Tiers(smoke=5e-3, gpu=1e-3), "peak learning rate of AdamW", above_zero),
-        Setting("weight_decay", float, 0.01, "decay of matrices, of nothing else"),
-        Setting("context", int, Tiers(smoke=32, gpu=256), "tokens of a window", at_least_one),
-        Setting("layers", int, Tiers(smoke=2, gpu=6), "blocks of a model made here", at_least_one),
-        Setting("dim", int, Tiers(smoke=64, gpu=384), "width of a model made here", at_least_one),
-        Setting("heads", int, Tiers(smoke=4, gpu=6), "attention heads of a model made here", at_least_one),
-        Setting("validation_windows", int, Tiers(smoke=32, desk=256, gpu=0), "held-out windows; 0 takes all"),
     ),
     time_limit=4 * 3600.0,
     preload=("transformers.models.gpt2.modeling_gpt2",),

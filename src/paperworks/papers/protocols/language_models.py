@@ -1,7 +1,7 @@
 """Causal language models of the language protocols, each with its tokens.
 
-`gpt2` and `llama` are those architectures, small and with random weights; anything else is a folder saved by
-transformers, or a transformers id. Their activations are replaced afterwards, as in any other model.
+`gpt2`, `llama`, `mamba` and `mamba2` are those architectures, small and with random weights; anything else is a folder
+saved by transformers, or a transformers id. Their parts are replaced afterwards, as in any other model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paperworks.data.text import char_vocabulary, encode
 from paperworks.surgery.model_spec import parse_spec
 from paperworks.surgery.models import model_signature
 
-ARCHITECTURES = ("gpt2", "llama")
+ARCHITECTURES = ("gpt2", "llama", "mamba", "mamba2")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -100,33 +100,51 @@ def is_made_here(spec: str) -> bool:
 def make_language_model(architecture: str, vocabulary_size: int, size: Size) -> nn.Module:
     """A small model of one of `ARCHITECTURES`, without dropout; weights from torch's global generator.
 
+    The states of `mamba` and `mamba2` are 16 and 32 numbers a channel; `mamba2` has `size.heads` heads of one group and
+    scans chunks of at most 32 tokens, `mamba` knows no heads. Neither bounds the context.
+
     Raises ValueError for another name, or a width that the heads do not divide.
     """
     if size.dim % size.heads:
         raise ValueError(f"dim: got {size.dim} for {size.heads} heads, wanted a multiple of the heads")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: got {architecture!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    import transformers
+
+    made: nn.Module
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary_size, "use_cache": False, "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
     if architecture == "gpt2":
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        gpt2: nn.Module = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocabulary_size, n_positions=size.context, n_embd=size.dim, n_layer=size.layers,
-                n_head=size.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-                initializer_range=_deviation(size.dim), bos_token_id=None, eos_token_id=None,
+        made = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                n_positions=size.context, n_embd=size.dim, n_layer=size.layers, n_head=size.heads, resid_pdrop=0.0,
+                embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=_deviation(size.dim), **common,
             )
         )  # fmt: skip
-        return gpt2
-    if architecture == "llama":
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        llama: nn.Module = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocabulary_size, max_position_embeddings=size.context, hidden_size=size.dim,
-                intermediate_size=8 * size.dim // 3, num_hidden_layers=size.layers, num_attention_heads=size.heads,
-                use_cache=False, initializer_range=_deviation(size.dim), bos_token_id=None, eos_token_id=None,
+    elif architecture == "llama":
+        made = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                max_position_embeddings=size.context, hidden_size=size.dim, intermediate_size=8 * size.dim // 3,
+                num_hidden_layers=size.layers, num_attention_heads=size.heads,
+                initializer_range=_deviation(size.dim), **common,
             )
         )  # fmt: skip
-        return llama
-    raise ValueError(f"architecture: got {architecture!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    elif architecture == "mamba":
+        made = transformers.MambaForCausalLM(
+            transformers.MambaConfig(
+                hidden_size=size.dim, num_hidden_layers=size.layers, state_size=16, pad_token_id=None, **common
+            )
+        )
+    else:
+        made = transformers.Mamba2ForCausalLM(
+            transformers.Mamba2Config(
+                hidden_size=size.dim, num_hidden_layers=size.layers, state_size=32, num_heads=size.heads,
+                head_dim=2 * size.dim // size.heads, expand=2, n_groups=1, chunk_size=min(size.context, 32),
+                pad_token_id=None, tie_word_embeddings=True, **common,
+            )
+        )  # fmt: skip
+    return made
 
 
 def _deviation(dim: int) -> float:
