@@ -15,6 +15,7 @@ from paperworks.lab.settings import complete
 from paperworks.lab.trial import Trial
 from paperworks.papers.protocols.language import language_modelling
 from paperworks.papers.protocols.language_models import (
+    ARCHITECTURES,
     ByteTokens,
     CharacterTokens,
     Size,
@@ -24,7 +25,7 @@ from paperworks.papers.protocols.language_models import (
     next_token_losses,
     warm_up_then_cosine,
 )
-from paperworks.papers.protocols.language_training import held_out_split
+from paperworks.papers.protocols.language_training import fit, held_out_split, language_task, task_loss
 from paperworks.surgery.activations import replace_activations
 
 RELU, GELU = Arm("ReLU", "torch.nn:ReLU"), Arm("GELU", "torch.nn:GELU")
@@ -63,7 +64,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token_in_nats():
     assert next_token_losses(model, inputs, targets).mean().item() == pytest.approx(math.log(7), rel=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_model_is_causal_and_its_activations_can_be_replaced(architecture):
     model = make_language_model(architecture, 11, Size(12, 2, 16, 2))
     assert len(replace_activations(model, nn.ReLU).replaced) == 2
@@ -115,6 +116,30 @@ def test_the_parameter_of_the_activation_is_reported_by_depth():
     assert found["learned_parameter"] != 0.01
     assert found["learned_parameter"] == pytest.approx(sum(curves["learned parameter by depth"]) / 2)
     assert trained(GELU)[0]["learned_parameter"] == 0
+
+
+def test_a_task_is_trained_on_the_loss_that_is_given():
+    settings = complete(language_modelling, "smoke", {}, {**SMALL, "language_model": "mamba2"})
+    trial = Trial(0, "smoke", settings=settings)
+    task, twin = language_task(trial), language_task(trial)
+    assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), twin.model.parameters(), strict=True))
+    assert sum(len(run) for run in task.train) > task.validation[0].numel()
+    assert task.validation[0].shape == task.validation[1].shape == (8, 16)
+    before, seen = task_loss(task, trial), []
+
+    def squared(model, inputs, targets):
+        seen.append(inputs)
+        return next_token_losses(model, inputs, targets).square().mean()
+
+    losses = fit(task, trial, steps=6, lr=1e-2, loss=squared, batch_size=3)
+    assert len(seen) == 6
+    assert seen[0].shape == (3, 16)
+    assert losses[-1] == task_loss(task, trial) < before
+    first = seen[0]
+    fit(twin, trial, steps=1, lr=1e-2, loss=squared, batch_size=3)
+    assert torch.equal(seen[-1], first), "one seed and purpose draw the same windows"
+    fit(twin, trial, steps=1, lr=1e-2, loss=squared, batch_size=3, purpose="other")
+    assert not torch.equal(seen[-1], first)
 
 
 def test_the_global_generator_is_left_alone():
