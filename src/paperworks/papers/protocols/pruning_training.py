@@ -22,24 +22,24 @@ SWEEP = (0.4, 0.6, 0.7, 0.8, 0.9)
 """Ratios of the curve "accuracy by ratio"."""
 
 
-def swin(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def swin(num_classes: int, in_channels: int, image_size: int, *, deviation: float = 0.1) -> nn.Module:
     """A Swin of two stages of two blocks, width 32, patch 2, window 4, as transformers builds it.
 
-    Its weights start with twice the library's deviation of 0.02, which is meant for three times the width.
+    `deviation` is that of its initial weights; the library's 0.02 is meant for three times the width.
     """
     from transformers import SwinConfig, SwinForImageClassification
 
     config = SwinConfig(
         image_size=image_size, patch_size=2, num_channels=in_channels, embed_dim=32, depths=[2, 2], num_heads=[2, 4],
-        window_size=4, num_labels=num_classes, drop_path_rate=0.0, initializer_range=0.04,
+        window_size=4, num_labels=num_classes, drop_path_rate=0.0, initializer_range=deviation,
     )  # fmt: skip
     return ImageClassifier(SwinForImageClassification(config))
 
 
-def build(spec: str, data: ImageData) -> nn.Module:
+def build(spec: str, data: ImageData, deviation: float = 0.1) -> nn.Module:
     """The network that `spec` names for `data`: "swin", or what `surgery.models.load_model` takes."""
     if spec == "swin":
-        return swin(data.num_classes, data.in_channels, data.image_size)
+        return swin(data.num_classes, data.in_channels, data.image_size, deviation=deviation)
     return load_model(spec, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
 
 
@@ -63,7 +63,7 @@ def train_dense(trial: Trial, train: ImageData) -> dict[str, Tensor]:
     """The state of a network trained with AdamW, warm-up over a tenth of the steps and a cosine to 0."""
     settings = trial.settings
     with trial.global_generators("weights"):
-        model = build(settings["model"], train).to(trial.device)
+        model = build(settings["model"], train, settings["initial_deviation"]).to(trial.device)
     order, shifts = trial.generator("batches"), trial.generator("augmentation")
     steps = settings["epochs"] * -(-len(train.labels) // settings["batch_size"])
     groups = parameter_groups(model, settings["weight_decay"])
@@ -85,7 +85,10 @@ def train_dense(trial: Trial, train: ImageData) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-TRAINED_BY = ("data", "model", "epochs", "batch_size", "lr", "weight_decay", "augment", "test_fraction", "train_size")
+TRAINED_BY = (
+    "data", "model", "initial_deviation", "epochs", "batch_size", "lr", "weight_decay", "augment", "test_fraction",
+    "train_size",
+)  # fmt: skip
 
 
 def dense_network(trial: Trial, train: ImageData) -> nn.Module:
@@ -93,7 +96,7 @@ def dense_network(trial: Trial, train: ImageData) -> nn.Module:
     identity = {name: trial.settings[name] for name in TRAINED_BY}
     state = trial.stage("dense", lambda: train_dense(trial, train), **identity)
     with trial.global_generators("weights"):
-        model = build(trial.settings["model"], train)
+        model = build(trial.settings["model"], train, trial.settings["initial_deviation"])
     model.load_state_dict(state)
     return model.to(trial.device).eval()
 
