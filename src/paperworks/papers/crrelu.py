@@ -334,7 +334,7 @@ paper.measured(
     protocol=preference_tuning,
     needs=(
         Need("setting", "pairs", "preference pairs such as SHP or HH: pairs=FILE.jsonl"),
-        Need("setting", "language_model", "a GPT-2: language_model=FOLDER or an id", r"(?!(?:gpt2|llama)$).+"),
+        Need("setting", "language_model", "a GPT-2: language_model=FOLDER or an id", r"(?!(?:gpt2|llama|mamba2?)$).+"),
         TRANSFORMERS,
     ),
     criteria=(

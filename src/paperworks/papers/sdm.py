@@ -287,7 +287,7 @@ paper.measured(
     published="accuracy .751 to .876, admitted .39 to .42",
     protocol=verified_generation,
     needs=(
-        Need("setting", "language_model", "phi-3.5: language_model=FOLDER or an id", r"(?!(?:gpt2|llama)$).+"),
+        Need("setting", "language_model", "phi-3.5: language_model=FOLDER or an id", r"(?!(?:gpt2|llama|mamba2?)$).+"),
         Need("setting", "documents", "prompts with right and wrong completions: documents=FILE.jsonl"),
         Need("setting", "test_documents", "the same for the test: test_documents=FILE.jsonl"),
         Need("package", "transformers", "pip install 'paperworks[activations]'"),
