@@ -1,0 +1,1 @@
+"""Kolmogorov-Arnold networks: a shared vocabulary of bases, layers that use it, one module a paper."""
