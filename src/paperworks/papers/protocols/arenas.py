@@ -5,6 +5,7 @@ from __future__ import annotations
 from paperworks.lab.arena import Arena
 from paperworks.lab.nouns import Arm, Tiers
 from paperworks.papers.protocols.images import classification
+from paperworks.papers.protocols.kan_images import network_classification
 
 ACTIVATIONS = (
     Arm("ReLU", "torch.nn:ReLU"),
@@ -24,6 +25,21 @@ ACTIVATIONS = (
     Arm("EAFO(GELU)", "paperworks.activations.crrelu:EAFOActivation", {"base": "gelu"}),
 )
 
+_NETWORKS = "paperworks.papers.protocols.kan_networks"
+KAN = (
+    Arm("MLP, equal parameters", f"{_NETWORKS}:image_mlp", {"width": 36}),
+    Arm("MLP, equal FLOPs", f"{_NETWORKS}:image_mlp", {"width": 96}),
+    *(
+        Arm(f"KAN, {basis}", f"{_NETWORKS}:image_kan", {"basis": basis})
+        for basis in ("bspline", "chebyshev", "fourier", "rbf", "wavelet", "relu_power", "silu_quad1")
+    ),
+    Arm("S-KAN", f"{_NETWORKS}:image_s_kan"),
+    Arm("AF-KAN", f"{_NETWORKS}:image_af_kan"),
+    Arm("ReLU-KAN", f"{_NETWORKS}:image_relu_kan"),
+)
+"""On 8x8 digits 2,600 to 2,800 parameters each (S-KAN after pruning); FLOPs count ten for each value of a basis."""
+
 ARENAS = {
     "activations": Arena("activations", classification, "accuracy", ACTIVATIONS, {}, Tiers(smoke=2, desk=10)),
+    "kan": Arena("kan", network_classification, "accuracy", KAN, {}, Tiers(smoke=2, desk=8)),
 }
