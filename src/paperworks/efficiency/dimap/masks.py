@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from paperworks.efficiency.bits import pack_bits, unpack_bits
+
 __all__ = ["KeptWeights", "Masks"]
 
 
@@ -139,7 +141,7 @@ class Masks(Mapping[str, Tensor]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """By parameter name uint8 (ceil(numel / 8),), eight weights a byte, the first in the lowest bit."""
-        return {name: _packed(mask) for name, mask in self._masks.items()}
+        return {name: pack_bits(mask) for name, mask in self._masks.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], model: nn.Module | None = None) -> None:
         """Take over what `state_dict` gave. Shapes are those of the present masks, or of the weights of `model`.
@@ -159,7 +161,7 @@ class Masks(Mapping[str, Tensor]):
             if packed.dtype != torch.uint8 or packed.shape != (-(-numel // 8),):
                 got = f"{packed.dtype} of shape {tuple(packed.shape)}"
                 raise ValueError(f"state[{name!r}]: got {got}, wanted uint8 of shape ({-(-numel // 8)},)")
-        self._masks = {name: _unpacked(state[name], shape) for name, shape in shapes.items()}
+        self._masks = {name: unpack_bits(state[name], shape) for name, shape in shapes.items()}
 
 
 def _take_off(layer: nn.Module, original: Tensor) -> None:
@@ -186,17 +188,3 @@ def stored_weight(layer: nn.Module, name: str) -> Tensor:
     if masked_by(layer) is None:
         raise ValueError(f"model: {name!r} carries another parametrisation, wanted a plain weight; remove it first")
     return layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
-
-
-_BITS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-def _packed(mask: Tensor) -> Tensor:
-    flat = mask.flatten().to(torch.uint8)
-    padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
-    return (padded * padded.new_tensor(_BITS)).sum(1, dtype=torch.uint8)
-
-
-def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
-    bits = packed[:, None].bitwise_and(packed.new_tensor(_BITS)).ne(0)
-    return bits.flatten()[: shape.numel()].view(shape)

@@ -12,6 +12,7 @@ arXiv 2212.03246, AAAI 2023).
 number of blocks for a memory budget; `block_memory` and `training_flops` are the paper's accounting.
 """
 
+from paperworks.efficiency.bits import pack_bits, unpack_bits
 from paperworks.efficiency.mobiletl.accounting import TrainingFlops, block_memory, training_flops
 from paperworks.efficiency.mobiletl.activation import (
     SignedHardswish,
@@ -20,7 +21,6 @@ from paperworks.efficiency.mobiletl.activation import (
     SignedSiLU,
     signed_activation,
 )
-from paperworks.efficiency.mobiletl.bits import pack_bits, unpack_bits
 from paperworks.efficiency.mobiletl.conversion import MobileTL, mobiletl
 from paperworks.efficiency.mobiletl.norm import ShiftOnlyNorm2d
 from paperworks.efficiency.mobiletl.planning import Plan, plan

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from paperworks.efficiency.mobiletl.bits import pack_bits, unpack_bits
+from paperworks.efficiency.bits import pack_bits, unpack_bits
 from paperworks.efficiency.mobiletl.kernels import BACKWARD_RULES, KINDS, kernels_of, layout_of, may_fuse
 
 __all__ = [
