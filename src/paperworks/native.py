@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import torch
+from torch.autograd import forward_ad
 
 _COMPILE_SECONDS = 300.0
 
@@ -153,3 +155,22 @@ def _directory() -> Path:
             return directory
     except OSError:
         return Path(tempfile.mkdtemp(prefix="paperworks-native-"))
+
+
+def must_be_traceable(*tensors: torch.Tensor) -> bool:
+    """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from.
+
+    That is compilation, tracing, `torch.func`, a dispatch mode, forward-mode gradients, batched gradients (tensors
+    without a storage) and subclasses of tensors. Autocast is the caller's to think of.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or any(
+            type(t) not in (torch.Tensor, torch.nn.Parameter) or t.is_meta or not torch._C._has_storage(t)
+            for t in tensors
+        )
+    )

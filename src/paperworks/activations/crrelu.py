@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from paperworks import native
 from paperworks.activations.eafo import EAFOActivation, channel_view, initial_eps
@@ -85,7 +84,7 @@ def crrelu(x: Tensor, eps: float | Tensor) -> Tensor:
         raise TypeError(f"eps: got {eps.dtype}, wanted a floating point tensor")
     elif eps.numel() != 1 and not _broadcasts(eps.shape, x.shape):
         raise ValueError(f"eps: got shape {tuple(eps.shape)}, wanted one that broadcasts to x, {tuple(x.shape)}")
-    if _must_be_traceable(x, eps):
+    if native.must_be_traceable(*(t for t in (x, eps) if isinstance(t, Tensor))):
         return _composite(x, eps)
     kernels = _kernels(x.device.type, x.dtype)
     if kernels is None or x.numel() == 0:
@@ -196,22 +195,6 @@ class _Kernels(NamedTuple):
     backward: Callable[[Tensor, Tensor, Tensor, int, int, int], tuple[Tensor, Tensor]]  # x, g, eps, ... -> dx, d eps
 
 
-def _must_be_traceable(x: Tensor, eps: float | Tensor) -> bool:
-    """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-        or any(
-            type(t) not in (Tensor, nn.Parameter) or not torch._C._has_storage(t)  # none under batched gradients
-            for t in (x, eps)
-            if isinstance(t, Tensor)
-        )
-    )
-
-
 def _layout(x: Tensor, eps: Tensor) -> tuple[Tensor, _Layout | None]:
     """x (copied if it has gaps) and its layout; None where eps varies along several dimensions."""
     order = tuple(range(x.dim()))
@@ -251,7 +234,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, eps = ctx.saved_tensors
-        if torch.is_grad_enabled() or _must_be_traceable(g, eps):
+        if torch.is_grad_enabled() or native.must_be_traceable(g, eps):
             return *_composite_gradients(x, eps, g), None, None
         order, *shape = ctx.layout
         steps = eps.reshape(-1).to(x.device, torch.float32).contiguous()

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional
 
+from paperworks import native
 from paperworks.kan.cpu_kernels import SILU, Codes, Loops, cpu_kernels
 from paperworks.kan.families import (
     Basis,
@@ -102,17 +102,8 @@ def composite(x: Tensor, base_weight: Tensor | None, tiles: Sequence[Tile], squa
 
 
 def must_be_traceable(*tensors: Tensor) -> bool:
-    """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-        or tensors[0].is_meta
-        or torch.is_autocast_enabled(tensors[0].device.type)
-        or any(type(t) not in (Tensor, torch.nn.Parameter) or not torch._C._has_storage(t) for t in tensors)
-    )
+    """Whether something other than plain eager reverse mode in one dtype is looking: autocast counts too."""
+    return native.must_be_traceable(*tensors) or torch.is_autocast_enabled(tensors[0].device.type)
 
 
 class Engine(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from paperworks import native
 
@@ -74,7 +73,7 @@ def call(
 ) -> Tensor | None:
     """The fused result; None where no kernel serves: other devices and dtypes, compiling, transforms, empty input."""
     tensors = [t for t in (z, phi_z, tau, gain) if t is not None]
-    if z.numel() == 0 or _must_be_traceable(tensors):
+    if z.numel() == 0 or native.must_be_traceable(*tensors):
         return None
     if any(t.device != z.device for t in tensors) or (phi_z is not None and phi_z.dtype != z.dtype):
         return None
@@ -123,18 +122,6 @@ class _Kernels(NamedTuple):
     ]
 
 
-def _must_be_traceable(tensors: list[Tensor]) -> bool:
-    """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-        or any(type(t) not in (Tensor, nn.Parameter) or not torch._C._has_storage(t) for t in tensors)
-    )
-
-
 def _forward(z: Tensor, phi_z: Tensor | None, tau: Tensor, gain: Tensor, kernels: _Kernels, layout: _Layout) -> Tensor:
     phi = None if phi_z is None else layout.dense(phi_z)
     return layout.back(kernels.forward(layout.dense(z), phi, _float(tau), _float(gain), layout))
@@ -157,7 +144,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, phi_z, tau, gain = ctx.saved_tensors
         layout: _Layout = ctx.layout
-        if torch.is_grad_enabled() or _must_be_traceable([g]):
+        if torch.is_grad_enabled() or native.must_be_traceable(g):
             return *_formula_gradients(z, phi_z, tau, gain, g, layout), None, None
         phi = None if phi_z is None else layout.dense(phi_z)
         dz, dphi, dtau, dgain = ctx.kernels.backward(

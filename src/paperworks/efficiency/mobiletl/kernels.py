@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from paperworks import native
 
@@ -45,7 +44,7 @@ class Kernels(NamedTuple):
 def may_fuse(x: Tensor) -> bool:
     """Whether a fused kernel can take `x`; else plain tensor operations have to do the work."""
     return (
-        not _must_be_traceable(x)
+        not native.must_be_traceable(x)
         and x.numel() > 0
         and x.permute(_order(x)).is_contiguous()
         and _kernels(x.device.type, x.dtype) is not None
@@ -80,19 +79,6 @@ def _order(x: Tensor) -> tuple[int, ...]:
     """Dimensions from the outermost in memory to the innermost."""
     dims = tuple(range(x.dim()))
     return dims if x.is_contiguous() else tuple(sorted(dims, key=x.stride, reverse=True))
-
-
-def _must_be_traceable(x: Tensor) -> bool:
-    """Whether something other than plain eager reverse mode is looking, which a call by pointer would hide from."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or not torch._C._has_storage(x)
-    )
 
 
 def back_in_order(t: Tensor, order: tuple[int, ...]) -> Tensor:
