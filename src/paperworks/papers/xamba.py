@@ -215,9 +215,9 @@ for _id, _sentence, _source, _rewrite in (
     )  # fmt: skip
 
 TABLE_32 = Arm("ActiBA, 32 segments", f"{PASSES}:actiba", {"segments": 32})
+TABLE_2 = Arm("ActiBA, 2 segments", f"{PASSES}:actiba", {"segments": 2})
 TABLE_8 = Arm("ActiBA, 8 segments", f"{PASSES}:actiba", {"segments": 8})
 RELU = Arm("ReLU for SoftPlus", f"{PASSES}:actiba", {"ops": ["SoftPlus"], "realise": "cheap"})
-CHEAP = Arm("HSwish, ReLU", f"{PASSES}:actiba", {"realise": "cheap"})
 
 # Mamba's scan is a loop over the tokens, on a CPU four times as slow to train: one layer and half the tokens
 for _model, _name, _size in (
@@ -232,9 +232,10 @@ for _model, _name, _size in (
         protocol=rewritten_language_model,
         settings={"language_model": _model, **_size},
         needs=BOTH,
-        criteria=Criterion("loss_change", TABLE_32, "less", margin=0.01, seeds=SEEDS, control=CHEAP),
+        criteria=Criterion("loss_change", TABLE_32, "less", margin=0.01, seeds=SEEDS, control=TABLE_2),
         note="two layers (Mamba: one) trained on the characters of Python's language reference; Swish and SoftPlus by "
-        "tables of 32 segments; the loss is computed by the rewritten OpenVINO graph",
+        "tables of 32 segments; the loss is computed by the rewritten OpenVINO graph. The control is a table of 2 "
+        "segments: HSwish and ReLU, the first choice, change the loss by 0.7 to 0.8 % and would hold too",
     )
     paper.measured(
         f"relu-costs-more-than-a-table-{_model}",
@@ -262,7 +263,7 @@ paper.measured(
         ),
         *BOTH,
     ),
-    criteria=Criterion("loss_change", TABLE_32, "less", margin=0.01, seeds=SEEDS, control=CHEAP),
+    criteria=Criterion("loss_change", TABLE_32, "less", margin=0.01, seeds=SEEDS, control=TABLE_2),
 )
 
 NPU = Need("setting", "device", "an Intel NPU: device=NPU", r"NPU.*")
