@@ -166,7 +166,7 @@ paper.measured(
         Criterion("parameters", TAUGATE, "less", LORA, margin=0.1, scale="ratio", seeds=SEEDS),
     ),
     note="LoRA of rank 8 on all three layers; both with the best of three learning rates, chosen on two seeds of their "
-    "own. There 0.01 beats 0.003 by a thousandth, and is unstable on other seeds; at 0.003, which the figure shows, LoRA "
+    "own. There 0.01 beats 0.003 by a thousandth, and is unstable on other seeds; at 0.003, which the figure shows, it "
     "is ahead in every seed",
 )
 
