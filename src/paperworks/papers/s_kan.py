@@ -281,7 +281,7 @@ paper.figures.append(
 paper.findings.append(
     Finding(
         "Each function has a best single family and it is not the same one. S-KAN comes between the best and the worst "
-        "of them on nearly every function; over all seven it is not ahead of bspline or fourier alone in fits this short.",
+        "of them on nearly every function; over all seven it is ahead neither of bspline nor of fourier.",
         ("better-than-every-single-family-on-every-function", "varies-less-than-any-single-family"),
     )
 )
