@@ -149,7 +149,8 @@ if __name__ == "__main__":
 def test_an_interrupt_keeps_what_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
     script, db = tmp_path / "cli.py", tmp_path / "store.sqlite"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), "run", "fake", "--db", str(db), "--set", "sleep=0.4"]
+    keys = _keys()  # before the run starts: the run must not be over by the time that the plan is made
+    command = [sys.executable, str(script), "run", "fake", "--db", str(db), "--set", "sleep=1"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -158,18 +159,18 @@ def test_an_interrupt_keeps_what_finished_and_says_how_to_go_on(tmp_path: Path) 
         time.sleep(0.2)
         if db.exists():
             with open_store(db) as store:
-                kept = len(store.trials(_keys()))
+                kept = len(store.trials(keys))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "run the same command again to go on" in err
     assert "Traceback" not in err
     with open_store(db) as store:
-        assert 3 <= len(store.trials(_keys())) < 21
+        assert 3 <= len(store.trials(keys)) < 21
 
 
 def _keys() -> list[str]:
     from paperworks.lab.plan import Circumstances, plan
 
-    planned = plan(fake_papers.paper_with_claims(), Circumstances("desk", given={"sleep": "0.4"}))
+    planned = plan(fake_papers.paper_with_claims(), Circumstances("desk", given={"sleep": "1"}))
     return [key for one in planned for key in one.specs()]
