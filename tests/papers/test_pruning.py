@@ -277,6 +277,7 @@ def test_what_is_needed_is_said_and_met_by_what_the_user_gives():
 # --- a whole run ---
 
 
+@pytest.mark.slow
 def test_controls_decide_nothing_and_the_figure_is_drawn(tmp_path):
     ids = [c.id for c in paper.claims if c.protocol is pruning]
     settings = {name: str(value) for name, value in SMALL.items()}
