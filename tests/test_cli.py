@@ -134,7 +134,8 @@ def test_reports_of_every_form(run: Run, tmp_path: Path) -> None:
 
 
 SCRIPT = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import fake_papers
 from paperworks.lab import registry
