@@ -9,6 +9,7 @@ is evaluated for one input. `select` folds alpha into c and keeps one family for
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ class Choosing(nn.Module):
         self._choose(choice)
 
 
-class Selecting(Choosing):
+class Selecting(Choosing, ABC):
     """The part of S-KAN that a linear layer and a convolution share: logits, temperature, contribution, choice.
 
     A subclass has `coef` with the families first, and says with `_inputs(x)` which rows of inputs reach the bases,
@@ -180,14 +181,17 @@ class Selecting(Choosing):
             raise ValueError(f"choice: got {choice.tolist()}, wanted indices of the {len(self.bases)} families")
         return choice.to(self.coef.device, torch.int64).clone()
 
+    @abstractmethod
     def _inputs(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The rows of inputs that reach the bases, (N, D)."""
 
+    @abstractmethod
     def _coefficients_by_node(self) -> Tensor:
-        raise NotImplementedError
+        """c with the node second: (M, D, outputs and taps, K)."""
 
+    @abstractmethod
     def _folded(self, alpha: Tensor) -> Tensor:
-        raise NotImplementedError
+        """c with alpha (D, M) taken into it."""
 
     def extra_repr(self) -> str:
         stage = "selecting" if self.choice is None else "selected"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 
@@ -78,44 +79,36 @@ def _parameter_bounds(name: str) -> dict[str, Bound]:
     return bounds
 
 
-_COUNT_NOTE = "the network at full size, random weights: masks at 55 %, ratio times size of the modules at 15 and 35 %"
-_DIGIT = "to one unit of the last printed digit"
+def _counts(name: str, sentence: str, published: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare the counts of table 1 for one network."""
+    return paper.exact(
+        sentence,
+        source="table 1",
+        published=published,
+        expect=_parameter_bounds(name),
+        needs=(TRANSFORMERS,),
+        note="the network at full size, random weights: masks at 55 %, ratio x size of the modules at 15 and 35 %; to "
+        "one unit of the last printed digit",
+    )
 
 
-@paper.exact(
+@_counts(
+    "Swin-T",
     "Swin-T keeps 24.4, 19.2 and 14.0 M parameters at 15, 35 and 55 %.",
-    source="table 1",
-    published="24.4 / 19.2 / 14.0 M, 13.7 / 32.0 / 50.3 % less",
-    expect=_parameter_bounds("Swin-T"),
-    needs=(TRANSFORMERS,),
-    note=f"{_COUNT_NOTE}; {_DIGIT}",
+    "24.4 / 19.2 / 14.0 M, 13.7 / 32.0 / 50.3 % less",
 )
 def parameters_of_swin_t(trial: Trial) -> dict[str, float]:
     """Counts of Swin-T after pruning."""
     return pruning_checks.parameters_left(trial, "Swin-T")
 
 
-@paper.exact(
-    "Swin-S keeps 42.5, 33.1 and 23.7 M parameters.",
-    source="table 1",
-    published="42.5 / 33.1 / 23.7 M, 14.2 / 33.2 / 52.2 % less",
-    expect=_parameter_bounds("Swin-S"),
-    needs=(TRANSFORMERS,),
-    note=f"{_COUNT_NOTE}; {_DIGIT}",
-)
+@_counts("Swin-S", "Swin-S keeps 42.5, 33.1 and 23.7 M parameters.", "42.5 / 33.1 / 23.7 M, 14.2 / 33.2 / 52.2 % less")
 def parameters_of_swin_s(trial: Trial) -> dict[str, float]:
     """Counts of Swin-S after pruning."""
     return pruning_checks.parameters_left(trial, "Swin-S")
 
 
-@paper.exact(
-    "Swin-B keeps 75.2, 58.4 and 41.7 M parameters.",
-    source="table 1",
-    published="75.2 / 58.4 / 41.7 M, 14.3 / 33.4 / 52.5 % less",
-    expect=_parameter_bounds("Swin-B"),
-    needs=(TRANSFORMERS,),
-    note=f"{_COUNT_NOTE}; {_DIGIT}",
-)
+@_counts("Swin-B", "Swin-B keeps 75.2, 58.4 and 41.7 M parameters.", "75.2 / 58.4 / 41.7 M, 14.3 / 33.4 / 52.5 % less")
 def parameters_of_swin_b(trial: Trial) -> dict[str, float]:
     """Counts of Swin-B after pruning."""
     return pruning_checks.parameters_left(trial, "Swin-B")
