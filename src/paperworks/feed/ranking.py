@@ -7,7 +7,13 @@ from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-__all__ = ["DecayedScore", "decay", "hn", "hot", "rrf", "wilson"]
+__all__ = ["HALF_LIVES", "WEIGHTS", "DecayedScore", "decay", "hn", "hot", "rrf", "wilson"]
+
+WEIGHTS = {"vote": 1.0, "comment": 2.0, "view": 0.05, "run": 0.5}
+"""What each kind of event counts. A run is a verdict that was measured."""
+
+HALF_LIVES = {"day": 24, "week": 72, "month": 240}
+"""Hours in which a score halves, by window."""
 
 Id = TypeVar("Id", bound=Hashable)
 

@@ -19,6 +19,7 @@ __all__ = [
     "plain_title",
     "provenance",
     "title_key",
+    "to_mapping",
 ]
 
 _NEW_ID = r"\d{4}\.\d{4,5}"
@@ -94,6 +95,7 @@ class PaperRecord:
         categories: arXiv's, the primary one first. keywords: of the source.
         doi, note: of arXiv (`note` is its "comment" field).
         submitted_by, organization: as the daily list names them.
+        card, area, summary: of the catalogue's card: its id, its area, and the summary in our own words.
         source: name of the source of this record.
         provenance: source by field, for a record made of several.
     """
@@ -121,6 +123,9 @@ class PaperRecord:
     note: str | None = None
     submitted_by: str | None = None
     organization: str | None = None
+    card: str | None = None
+    area: str | None = None
+    summary: str = ""
     source: str = ""
     provenance: dict[str, str] = field(default_factory=dict)
 
@@ -200,8 +205,14 @@ def provenance(record: PaperRecord) -> dict[str, str]:
     return {name: record.provenance.get(name, record.source) for name in known}
 
 
+def to_mapping(record: PaperRecord) -> dict[str, Any]:
+    """What is known of the record as plain data, dates as ISO text; the inverse of `from_mapping`."""
+    known = {f.name: getattr(record, f.name) for f in fields(record) if _known(getattr(record, f.name))}
+    return {name: value.isoformat() if isinstance(value, date) else value for name, value in known.items()}
+
+
 def from_mapping(values: Mapping[str, Any]) -> PaperRecord:
-    """The record that `dataclasses.asdict`, with dates as ISO text, was made of."""
+    """The record that `to_mapping` was given."""
     dates = {
         name: date.fromisoformat(values[name]) for name in ("published", "first_seen", "updated") if values.get(name)
     }

@@ -295,7 +295,8 @@ class Figure:
 class Paper:
     """A card: facts, a summary in our own words, the method's module, claims, findings and where each part comes from.
 
-    `provenance` maps a part of the method to its origin: the paper, its code, or our reconstruction.
+    `provenance` maps a part of the method to its origin: the paper, its code, or our reconstruction. A paper that is
+    announced, and not carried yet, has facts and a summary, and neither method nor claims.
     """
 
     id: str
@@ -310,6 +311,7 @@ class Paper:
     usage: str
     code: str = ""
     venue: str = ""
+    keywords: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -317,8 +319,13 @@ class Paper:
 
     @property
     def url(self) -> str:
-        """Address of the abstract page."""
-        return f"https://arxiv.org/abs/{self.arxiv}"
+        """Address of the abstract page; empty for a paper that is not on arXiv."""
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else ""
+
+    @property
+    def carried(self) -> bool:
+        """Whether its method is here."""
+        return bool(self.method)
 
     def claim(self, id: str) -> Claim:
         """The claim of that id; ValueError lists what exists."""

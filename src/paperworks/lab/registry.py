@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import tomllib
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.resources import files
 
 from paperworks.lab.nouns import Paper
 
@@ -29,6 +32,19 @@ def find(id: str) -> Paper:
         paper: Paper = importlib.import_module(f"{PACKAGE}.{name}").paper
         return paper
     raise ValueError(f"paper: got {id!r}, wanted one of {', '.join(p.id for p in papers())}")
+
+
+@lru_cache(maxsize=1)
+def announced() -> tuple[Paper, ...]:
+    """The cards of the papers that are not carried yet: facts, keywords and a summary, by id."""
+    listed = tomllib.loads(files(PACKAGE).joinpath("announced.toml").read_text(encoding="utf-8"))["paper"]
+    cards = [Paper(**{**facts, "keywords": tuple(facts["keywords"]), "method": "", "usage": ""}) for facts in listed]
+    return tuple(sorted(cards, key=lambda card: card.id))
+
+
+def catalogue() -> list[Paper]:
+    """Every card, of the papers that are carried and of those that are announced, by id."""
+    return sorted([*papers(), *announced()], key=lambda card: card.id)
 
 
 def areas() -> list[str]:

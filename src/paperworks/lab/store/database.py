@@ -122,11 +122,15 @@ class Database:
             self.engine = _postgres_engine(self.url)
         self._writer = self.engine.execution_options(writes=True)
         try:
-            self._attempt(self._prepare)
+            self.migrate()
         except BaseException:
             self.engine.dispose()
             raise
         self._ready = True
+
+    def migrate(self) -> None:
+        """Make what is missing and bring an older database up to date; opening one does. Raises StoreError."""
+        self._attempt(self._prepare)
 
     def _prepare(self) -> None:
         try:

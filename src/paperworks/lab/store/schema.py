@@ -24,6 +24,11 @@ VERSION_TABLE = "paperworks_version"
 _ALONE = threading.Lock()  # Alembic keeps the running environment in module globals
 
 
+def is_for_search(name: str | None) -> bool:
+    """Whether a table or index is one that full text search needs: each database has its own, see migration 0002."""
+    return name is not None and name.startswith("search_")
+
+
 class NewerSchemaError(Exception):
     """The database has been migrated beyond what this version knows."""
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from paperworks.lab.store.schema import VERSION_TABLE
+from paperworks.lab.store.schema import VERSION_TABLE, is_for_search
 from paperworks.lab.store.tables import metadata
 
 context.configure(
@@ -13,6 +13,7 @@ context.configure(
     render_as_batch=True,
     transactional_ddl=True,
     compare_type=True,
+    include_name=lambda name, kind, parents: not is_for_search(name),
 )
 
 with context.begin_transaction():
