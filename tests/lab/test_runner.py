@@ -14,7 +14,7 @@ from pathlib import Path
 import fake_papers
 import pytest
 
-from paperworks.lab.arena import Arena, run_arena
+from paperworks.lab.arena import Arena, run_arena, stored_arena
 from paperworks.lab.engines import Progress
 from paperworks.lab.engines.local import LocalEngine
 from paperworks.lab.execute import execute
@@ -146,6 +146,14 @@ def test_an_arena_shares_the_trials_of_claims(store: Store) -> None:
     assert rows[0].difference is not None
     assert rows[0].difference.low > 0
     assert "no_such_arm" in rows[2].error
+    ran = len(engine.ran)
+    assert stored_arena(arena, store) == rows
+    assert len(engine.ran) == ran
+    # an arm with a missing trial is left out, and without the reference there are no differences
+    longer = replace(arena, arms=(replace(fake_papers.BASELINE, options={"mean": 9.0}), fake_papers.METHOD))
+    [row] = stored_arena(longer, store)
+    assert (row.arm, row.difference) == ("method", None)
+    assert row.mean == rows[0].mean
 
 
 SCRIPT = f"""

@@ -12,7 +12,7 @@ import numpy as np
 from paperworks.lab.engines import Engine
 from paperworks.lab.nouns import Arm, Protocol, at_tier
 from paperworks.lab.plan import Circumstances, trial_spec
-from paperworks.lab.records import TrialResult
+from paperworks.lab.records import TrialResult, TrialSpec
 from paperworks.lab.runner import Keeper, Watcher, choose_device, run_trials
 from paperworks.lab.settings import complete
 from paperworks.lab.statistics import Estimate, estimate
@@ -74,29 +74,49 @@ def run_arena(
             known = ", ".join(f"{s.name} ({s.help})" for s in arena.protocol.settings)
             raise ValueError(f"setting {name!r} is not known here. Settings: {known}")
     at = Circumstances(tier, choose_device(tier, device), given)
-    values = complete(arena.protocol, tier, arena.settings, given)
-    seeds = range(int(at_tier(arena.seeds, tier)))
-    plans = [(arm, [trial_spec(arena.protocol, arm, seed, values, at) for seed in seeds]) for arm in arena.arms]
+    plans = _plans(arena, at)
     specs = {spec.key: spec for _, by_seed in plans for spec in by_seed}
     results = {spec.key: r for spec, r in run_trials(specs, store, engine, watcher or Watcher())}
+    return _rows(arena, plans, results)
 
-    def metric(result: TrialResult) -> float:
-        return float(result.metrics[arena.metric])
 
-    reference = [results[spec.key] for spec in plans[0][1]]
+def stored_arena(arena: Arena, store: Keeper, *, tier: str = "desk", device: str = "cpu") -> list[Row]:
+    """The rows of the arms whose trials the store has already, as `run_arena` orders them; nothing is run.
+
+    Trials of another version of the code do not count. Without the reference arm there are no differences.
+    """
+    plans = _plans(arena, Circumstances(tier, device, {}))
+    results = store.trials([spec.key for _, by_seed in plans for spec in by_seed])
+    return _rows(arena, [plan for plan in plans if all(spec.key in results for spec in plan[1])], results)
+
+
+Plans = Sequence[tuple[Arm, Sequence[TrialSpec]]]
+
+
+def _plans(arena: Arena, at: Circumstances) -> Plans:
+    values = complete(arena.protocol, at.tier, arena.settings, at.given)
+    seeds = range(int(at_tier(arena.seeds, at.tier)))
+    return [(arm, [trial_spec(arena.protocol, arm, seed, values, at) for seed in seeds]) for arm in arena.arms]
+
+
+def _rows(arena: Arena, plans: Plans, results: Mapping[str, TrialResult]) -> list[Row]:
+    def scores(specs: Sequence[TrialSpec]) -> dict[int, float]:
+        found = {spec.seed: results[spec.key] for spec in specs if spec.key in results}
+        return {seed: float(r.metrics[arena.metric]) for seed, r in found.items() if r.status == "done"}
+
+    reference = next((scores(specs) for arm, specs in plans if arm is arena.arms[0]), {})
     rows = []
-    for arm, by_seed in plans:
-        found = [results[spec.key] for spec in by_seed]
+    for arm, specs in plans:
+        found = [results[spec.key] for spec in specs]
         seconds = sum(r.seconds for r in found)
         if errors := [r.error for r in found if r.status == "error"]:
             rows.append(Row(arm.name, {}, None, None, seconds, errors[0]))
             continue
-        scores = {seed: metric(r) for seed, r in zip(seeds, found, strict=True)}
+        values = scores(specs)
         difference = None
-        if all(r.status == "done" for r in reference) and arm is not arena.arms[0]:
-            against = np.array([metric(r) for r in reference])
-            difference = estimate(np.array(list(scores.values())) - against)
-        rows.append(Row(arm.name, scores, estimate(list(scores.values())), difference, seconds))
+        if arm is not arena.arms[0] and reference.keys() == values.keys():
+            difference = estimate(np.array([value - reference[seed] for seed, value in values.items()]))
+        rows.append(Row(arm.name, values, estimate(list(values.values())), difference, seconds))
     sign = -1 if arena.higher_is_better else 1
     return sorted(rows, key=lambda row: (row.mean is None, sign * row.mean.mean if row.mean else 0.0))
 
