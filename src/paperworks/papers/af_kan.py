@@ -19,6 +19,7 @@ paper = Paper(
     authors="Hoang-Thang Ta, Anh Tran",
     n_authors=2,
     code="https://github.com/hoangthangta/All-KAN",
+    keywords=("kolmogorov-arnold network", "kan", "activation function", "attention", "mlp"),
     method="paperworks.kan.af_kan",
     summary=(
         "Kolmogorov-Arnold networks learn a function on every edge and pay for it with around ten times the parameters "

@@ -21,6 +21,7 @@ paper = Paper(
     n_authors=4,
     venue="NeurIPS 2022",
     code="https://github.com/kyungsu-lee-ksl/ASH",
+    keywords=("activation function", "percentile", "top-k", "adaptive threshold", "swish", "silu"),
     method="paperworks.activations.ash",
     summary=(
         "ASH passes each unit by where its value stands in the distribution of its whole feature map: about the top "

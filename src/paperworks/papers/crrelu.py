@@ -23,6 +23,7 @@ paper = Paper(
     authors="Haoyuan Sun, Zihao Wu, Bo Xia, Pu Chang, Zibin Dong, Yifu Yuan, Yongzhe Chang, Xueqian Wang",
     n_authors=8,
     venue="ICLR 2025, as Entropy-based Activation Function Optimization",
+    keywords=("activation function", "entropy", "relu", "vision transformer", "gpt-2", "functional optimisation"),
     method="paperworks.activations.crrelu",
     summary=(
         "How should an activation spread its input? The paper measures the entropy of the output. Under a bounded "

@@ -23,6 +23,7 @@ paper = Paper(
     n_authors=2,
     venue="ICLR 2024",
     code="https://github.com/he-y/Data-independent-Module-Aware-Pruning",
+    keywords=("pruning", "swin transformer", "vision transformer", "model compression", "information distortion"),
     method="paperworks.efficiency.dimap",
     summary=(
         "Which weights of a Swin can go? Magnitudes of different layers do not compare: weights shrink as the stages "

@@ -18,6 +18,7 @@ paper = Paper(
     date=date(2026, 2, 12),
     authors="Shervin Ghasemlou",
     n_authors=1,
+    keywords=("fine-tuning", "parameter-efficient", "threshold", "gain", "frozen weights", "interpretability"),
     method="paperworks.efficiency.dopamine",
     summary=(
         "Adapting a network usually means changing its weights. Here they stay frozen and every hidden unit has "

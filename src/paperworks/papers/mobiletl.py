@@ -19,6 +19,14 @@ paper = Paper(
     authors="Hung-Yueh Chiang, Natalia Frumkin, Feng Liang, Diana Marculescu",
     n_authors=4,
     venue="AAAI 2023",
+    keywords=(
+        "transfer learning",
+        "on-device training",
+        "memory",
+        "inverted residual",
+        "mobilenet",
+        "batch normalisation",
+    ),
     method="paperworks.efficiency.mobiletl",
     summary=(
         "Fine-tuning on a phone runs out of memory for stored activations, not for weights. MobileTL trains only the "

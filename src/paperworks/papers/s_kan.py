@@ -19,6 +19,7 @@ paper = Paper(
     date=date(2024, 8, 15),
     authors="Zhuoqin Yang, Jiansong Zhang, Xiaoling Luo, Zheng Lu, Linlin Shen",
     n_authors=5,
+    keywords=("kolmogorov-arnold network", "kan", "basis function", "image classification", "mlp"),
     method="paperworks.kan.s_kan",
     summary=(
         "A Kolmogorov-Arnold network learns a function on every edge, and the family that this function is taken from "

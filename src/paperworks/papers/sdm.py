@@ -20,6 +20,7 @@ paper = Paper(
     authors="Allen Schmaltz",
     n_authors=1,
     code="https://github.com/ReexpressAI/sdm",
+    keywords=("confidence", "selective classification", "calibration", "softmax", "conformal prediction"),
     method="paperworks.activations.sdm",
     summary=(
         "A softmax knows how far a point lies from the decision boundary, and nothing of whether it has seen its like. "

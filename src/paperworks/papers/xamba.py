@@ -22,6 +22,7 @@ paper = Paper(
     n_authors=6,
     venue="SCOPE workshop, ICLR 2025",
     code="https://github.com/arghadippurdue/XAMBA",
+    keywords=("state space model", "mamba", "npu", "openvino", "inference speed", "cumulative sum", "edge device"),
     method="paperworks.efficiency.xamba",
     summary=(
         "A laptop's neural processing unit multiplies matrices fast and does everything else slowly. Mamba models are "
