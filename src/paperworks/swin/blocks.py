@@ -27,6 +27,7 @@ from paperworks.swin.windows import (
     window_partition,
     window_reverse,
 )
+from paperworks.swin.windows_cpu import layout, mlp, usable
 
 __all__ = ["MERGE_ORDERS", "DropPath", "Mlp", "PatchEmbed", "PatchMerging", "WindowBlock"]
 
@@ -68,6 +69,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
+        if not (self.drop.p and self.training) and usable(x, *self.parameters()):
+            return mlp(x, self.fc1, self.fc2)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
@@ -156,6 +159,10 @@ class WindowBlock(nn.Module):
     def _attention(self, x: Tensor) -> Tensor:
         space = tuple(x.shape[1:-1])
         window, shift = fit_window(space, self.window, self.shift, self.clamp)
+        exact = window if self.clamped_bias == "exact" and window != self.window else None
+        if isinstance(self.attn, WindowAttention) and self.attn.fits_loops(x):
+            at = layout(space, window, shift, self.order, self.mask_padding)
+            return self.attn.on_map(x, at, exact)
         grid = padded(space, window)
         if self.order == "roll-pad":
             x = cyclic_shift(x, shift)
@@ -166,8 +173,7 @@ class WindowBlock(nn.Module):
         if self.mask_padding and grid != space:
             real = self._real(space, window, shift, x.device)
             mask = real if mask is None else mask & real
-        exact = self.clamped_bias == "exact" and window != self.window
-        given = {"window": window} if exact and isinstance(self.attn, WindowAttention) else {}
+        given = {} if exact is None or not isinstance(self.attn, WindowAttention) else {"window": exact}
         x = window_reverse(self.attn(window_partition(x, window), mask, **given), window, grid)
         if self.order == "pad-roll":
             x = cyclic_shift(x, shift, undo=True)
