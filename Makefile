@@ -1,4 +1,5 @@
 # make run    set up, measure the claims of the activation papers, say where the report lies
+# make serve  set up, open the feed, the search and the papers with the verdicts of the store
 # make test   set up, lint, types, tests
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 AREA ?= activations
 TIER ?= desk
+PORT ?= 8000
 
 .PHONY: help run test test-slow test-gpu lint bench serve report clean
 
@@ -16,7 +18,7 @@ $(BIN)/python:
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-# What `make run` needs; $(VENV)/dev adds what the tests need.
+# What `make run` needs; $(VENV)/site adds what the pages need, $(VENV)/dev what the tests need.
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing paperworks (constraints.txt has the exact versions)"
 	@$(PIP) --editable '.[$(AREA)]'
@@ -25,11 +27,17 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing paperworks and what its tests need"
 	@$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/installed
+	@touch $(VENV)/installed $(VENV)/site $@
+
+$(VENV)/site: $(VENV)/installed
+	@echo "installing what the pages need"
+	@$(PIP) --editable '.[web]'
+	@touch $@
 
 run: $(VENV)/installed
 	@$(BIN)/paperworks run --area $(AREA) --tier $(TIER)
 	@$(BIN)/paperworks report --area $(AREA)
+	@echo "make serve    opens the feed, the search and every paper with these verdicts"
 
 report: $(VENV)/installed
 	@$(BIN)/paperworks report
@@ -51,9 +59,8 @@ test-gpu: $(VENV)/dev
 bench: $(VENV)/dev
 	@for paper in $(basename $(notdir $(wildcard benchmarks/*.py))); do $(BIN)/paperworks bench $$paper || exit 1; done
 
-serve: report
-	@echo "http://127.0.0.1:8000/paperworks.html"
-	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory reports 8000
+serve: $(VENV)/site
+	@$(BIN)/paperworks serve --port $(PORT)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis reports build dist

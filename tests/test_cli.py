@@ -53,12 +53,27 @@ def test_list_and_show(run: Run) -> None:
         assert paper.id in out
     listed = as_json(run("list", "--json", "--area", "activations")[1])
     assert {p["id"] for p in listed} == {p.id for p in registry.papers("activations")}
+    assert all(p["counts"] == {**dict.fromkeys(p["counts"], 0), "not run": len(p["claims"])} for p in listed)
     code, out, _ = run("show", "ash")
     assert code == 0
     assert "accuracy: ASH - ReLU > 0" in out
     shown = as_json(run("show", "ash", "--json")[1])
+    assert shown == next(p for p in listed if p["id"] == "ash"), "a card has one description"
     assert shown["arxiv"] == "2210.11672"
-    assert all(claim["criteria"] for claim in shown["claims"])
+    assert all(claim["criteria"] or claim["bounds"] for claim in shown["claims"])
+    assert all(setting["help"] for claim in shown["claims"] for setting in claim["settings"])
+    assert any(claim["settings"] for claim in shown["claims"])
+
+
+def test_what_is_known_of_a_claim_is_shown_as_a_report_has_it(run: Run) -> None:
+    run("run", "fake")
+    shown = as_json(run("show", "fake", "--json")[1])
+    claims = {claim["id"]: claim for claim in shown["claims"]}
+    assert shown["counts"] == {"holds": 2, "not run": 1, "inconclusive": 0, "fails": 0, "error": 0}
+    assert claims["better"]["verdict"]["seeds"] == 10
+    assert [past["status"] for past in claims["better"]["history"]] == ["holds"]
+    assert claims["better-on-yours"]["why"] == ["needs a scale of your own (--set scale=...)"]
+    assert [setting["name"] for setting in claims["better"]["settings"]] == ["scale", "rounds", "sleep"]
 
 
 def test_run_prints_verdicts_and_reuses_them(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``paperworks list | show | run | arena | bench | report``.
+"""The command line: ``paperworks list | show | run | arena | bench | report``, and the commands of `cli_feed`.
 
 Exit codes: 0 all ran, 1 something ended in an error (with ``--strict``: or a claim does not hold), 2 bad usage,
 130 interrupted. Nothing heavy is imported before a command needs it.
@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paperworks import cli_feed
+from paperworks.options import Area, Database, Json
+
 if TYPE_CHECKING:
     from paperworks.lab.nouns import Paper
     from paperworks.lab.records import Verdict
@@ -24,12 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tier = Annotated[str, typer.Option(help="How much work: smoke, desk, gpu or full.")]
-Database = Annotated[
-    str | None,
-    typer.Option("--db", help="Store: a path or an SQLAlchemy URL. [env: PAPERWORKS_DB]", show_default=False),
-]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a setting of the protocols.")
 ]
@@ -37,7 +35,6 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes of the local
 EngineName = Annotated[str, typer.Option("--engine", help="local, or ray for a Ray cluster.")]
 Address = Annotated[str | None, typer.Option(help="Address of the Ray cluster.")]
 Device = Annotated[str | None, typer.Option(help="Where trials run, e.g. cpu or cuda.")]
-Area = Annotated[str | None, typer.Option(help="Only the papers of this area.")]
 
 
 def _chosen(ids: list[str] | None, area: str | None, everything: bool = False) -> list[Paper]:
@@ -52,14 +49,22 @@ def _chosen(ids: list[str] | None, area: str | None, everything: bool = False) -
     return list(registry.papers(area))
 
 
+def _described(papers: list[Paper], db: str | None) -> list[dict[str, Any]]:
+    """Cards with their claims and the verdicts the store has, in the form that a report has them."""
+    from paperworks.lab.report import collect, report_json
+    from paperworks.lab.store import open_store
+
+    with open_store(db) as store:
+        described: list[dict[str, Any]] = report_json(collect(store, papers))["papers"]
+    return described
+
+
 @app.command("list")
-def list_papers(area: Area = None, as_json: Json = False) -> None:
+def list_papers(area: Area = None, db: Database = None, as_json: Json = False) -> None:
     """The papers that are carried."""
     papers = _chosen(None, area, everything=True)
     if as_json:
-        from paperworks.terminal import card_json
-
-        typer.echo(json.dumps([card_json(p) for p in papers], indent=2))
+        typer.echo(json.dumps(_described(papers, db), indent=2))
         return
     from paperworks.terminal import print_papers
 
@@ -69,16 +74,16 @@ def list_papers(area: Area = None, as_json: Json = False) -> None:
 @app.command()
 def show(id: str, db: Database = None, as_json: Json = False) -> None:
     """A paper's card: summary, claims with their criteria, findings, and the verdicts the store has."""
-    from paperworks.lab.store import open_store
-    from paperworks.terminal import card_json, print_card
-
-    [paper] = _chosen([id], None)
-    with open_store(db) as store:
-        verdicts = store.latest_verdicts(paper=paper.id)
+    papers = _chosen([id], None)
     if as_json:
-        typer.echo(json.dumps({**card_json(paper), "verdicts": [v.to_json() for v in verdicts]}, indent=2))
-    else:
-        print_card(paper, verdicts)
+        typer.echo(json.dumps(_described(papers, db)[0], indent=2))
+        return
+    from paperworks.lab.store import open_store
+    from paperworks.terminal import print_card
+
+    with open_store(db) as store:
+        verdicts = store.latest_verdicts(paper=papers[0].id)
+    print_card(papers[0], verdicts)
 
 
 @app.command()
@@ -267,6 +272,9 @@ def report(
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(made, encoding="utf-8")
     typer.echo(f"report: {target}")
+
+
+app.add_typer(cli_feed.commands)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ SHOWN_ERRORS = 3
 MARKS = {"holds": "+", "fails": "-", "inconclusive": "~", "not run": ".", "error": "!"}
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """A console as wide as the terminal; where there is none, wide enough for the tables."""
     console = Console()
     return console if console.is_terminal else Console(width=max(120, console.width))
@@ -73,7 +73,7 @@ class Display:
         from paperworks.lab.runner import Watcher
 
         # With JSON on standard output the progress goes to standard error.
-        self.console = Console(stderr=True) if quiet else _console()
+        self.console = Console(stderr=True) if quiet else wide_console()
         self.quiet = quiet
         self.control = control
         self.progress = Progress(
@@ -141,45 +141,7 @@ def print_papers(papers: Sequence[Paper]) -> None:
         table.add_column(column, justify="right" if column == "claims" else "left", no_wrap=column != "title")
     for paper in papers:
         table.add_row(paper.id, paper.area, paper.arxiv, str(len(paper.claims)), escape(paper.title))
-    _console().print(table)
-
-
-def card_json(paper: Paper) -> dict[str, Any]:
-    """A card as JSON data."""
-    return {
-        "id": paper.id,
-        "title": paper.title,
-        "area": paper.area,
-        "arxiv": paper.arxiv,
-        "url": paper.url,
-        "date": paper.date.isoformat(),
-        "authors": paper.authors,
-        "n_authors": paper.n_authors,
-        "venue": paper.venue,
-        "code": paper.code,
-        "method": paper.method,
-        "summary": paper.summary,
-        "provenance": dict(paper.provenance),
-        "claims": [
-            {
-                "id": claim.id,
-                "kind": claim.kind,
-                "sentence": claim.sentence,
-                "source": claim.source,
-                "published": claim.published,
-                "criteria": criteria_text(claim),
-                "needs": [need.what for need in claim.needs],
-                "protocol": claim.protocol.name if claim.protocol else None,
-                "settings": (
-                    {s.name: {"type": s.kind.__name__, "help": s.help} for s in claim.protocol.settings}
-                    if claim.protocol
-                    else {}
-                ),
-            }
-            for claim in paper.claims
-        ],
-        "findings": [{"sentence": f.sentence, "shown_by": list(f.shown_by)} for f in paper.findings],
-    }
+    wide_console().print(table)
 
 
 def criteria_text(claim: Claim) -> list[str]:
@@ -191,7 +153,7 @@ def criteria_text(claim: Claim) -> list[str]:
 
 def print_card(paper: Paper, verdicts: Sequence[Verdict]) -> None:
     """A paper's card with the verdicts the store has."""
-    console = _console()
+    console = wide_console()
     console.print(f"[bold]{escape(paper.title)}[/]")
     facts = [f"arXiv {paper.arxiv}", paper.date.isoformat(), paper.authors, paper.venue, paper.code]
     console.print(escape(" · ".join(fact for fact in facts if fact)), style="dim")
@@ -223,7 +185,7 @@ def print_verdicts(papers: Sequence[Paper], verdicts: Sequence[Verdict], control
     """The table of verdicts, and how many there are of each."""
     from paperworks.lab.report.wording import headline
 
-    console = _console()
+    console = wide_console()
     table = Table(title="Controls: none may hold" if control else None, pad_edge=False, show_lines=True)
     table.add_column("paper", no_wrap=True)
     table.add_column("claim", ratio=3)
@@ -272,7 +234,7 @@ def print_arena(arena: Arena, rows: Sequence[Row]) -> None:
             str(row.mean.n),
             duration(row.seconds),
         )
-    _console().print(table, highlight=False)
+    wide_console().print(table, highlight=False)
 
 
 def print_case(result: CaseResult) -> None:
@@ -292,7 +254,7 @@ def print_case(result: CaseResult) -> None:
             f"{row['memory_ratio']:.2f}" if row["memory_ratio"] and row["contender"] != case.method else "",
             f"{row['gib_per_second']:.1f}" if "gib_per_second" in row else "",
         )
-    console = _console()
+    console = wide_console()
     console.print(table, highlight=False)
     console.print(escape(f"ratio: {case.method} / contender. {case.floor}"), style="dim")
     for name, why in result.missing.items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 
 import pytest
 
 from paperworks.feed.arxiv import parse_arxiv_atom, parse_oai
+from paperworks.feed.skipped import Skipped
 
 ATOM = """<?xml version="1.0" encoding="UTF-8"?>
 <feed xmlns="http://www.w3.org/2005/Atom" xmlns:opensearch="http://a9.com/-/spec/opensearch/1.1/">
@@ -86,3 +88,27 @@ def test_oai_records_deletions_and_the_token() -> None:
     assert parse_oai(OAI.format('<error code="noRecordsMatch"/>')) == ([], None)
     with pytest.raises(ValueError, match="badResumptionToken: expired"):
         parse_oai(OAI.format('<error code="badResumptionToken">expired</error>'))
+
+
+def test_what_is_left_out_is_told_with_the_reason() -> None:
+    skipped: list[Skipped] = []
+    foreign = ENTRY.replace("http://arxiv.org/abs/2408.05421v2", "urn:nothing")
+    untitled = re.sub("<title>.*?</title>", "<title> </title>", ENTRY, flags=re.DOTALL)
+    records, _ = parse_arxiv_atom(ATOM.format(total=3, entries=foreign + untitled + ENTRY), skipped)
+    assert [record.id for record in records] == ["2408.05421"]
+    assert [one.item[:7] for one in skipped] == ["entry 1", "entry 2"]
+    assert "urn:nothing" in skipped[0].reason
+    assert skipped[1].reason.startswith("title: got ''")
+    skipped.clear()
+    wrong = METADATA.replace("<id>2408.05421</id>", "<id>x</id>")
+    other = '<metadata><dc xmlns="urn:dc"/></metadata>'
+    deleted = RECORD.format(status=' status="deleted"', metadata="")
+    given = "".join(RECORD.format(status="", metadata=one) for one in (wrong, METADATA, other))
+    records, _ = parse_oai(OAI.format(f"<ListRecords>{deleted}{given}</ListRecords>"), skipped)
+    assert [record.id for record in records] == ["2408.05421"]
+    assert [one.item for one in skipped] == [
+        "record 2 (oai:arXiv.org:2408.05421)",
+        "record 4 (oai:arXiv.org:2408.05421)",
+    ]
+    assert "arXiv id: got 'x'" in skipped[0].reason
+    assert "without metadata" in skipped[1].reason

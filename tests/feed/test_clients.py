@@ -142,3 +142,19 @@ def test_harvesting_follows_tokens_and_stops_at_a_loop(server: Loopback) -> None
     server.answer = lambda asked: (200, {}, OAI.format(id="2604.00001", token="next").encode())
     with pytest.raises(ValueError, match="a second time"):
         list(client.harvest(date(2026, 4, 1)))
+
+
+def test_what_was_left_out_is_gathered_over_all_pages(server: Loopback) -> None:
+    def answer(asked: Asked) -> Answer:
+        page = int(asked.query["p"])
+        good = json.loads(items(*(f"2604.{page}{i:04d}" for i in range(99 if page == 0 else 2))))
+        return 200, {}, json.dumps([*good, {"paper": {"id": f"2604.9999{page}"}}]).encode()
+
+    server.answer = answer
+    client = DailyPapersClient(server.url)
+    assert len(client.day("2026-04-24")) == 101, "a page with an item that is none is a full page"
+    assert [one.item for one in client.skipped] == ["item 100 (2604.99990)", "item 3 (2604.99991)"]
+    server.answer = lambda asked: (200, {}, ATOM.format(id="nothing").encode())
+    arxiv = ArxivClient(server.url, min_interval=0)
+    assert arxiv.search("cat:cs.LG") == ([], 0)
+    assert len(arxiv.skipped) == 1

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paperworks.feed.daily import parse_daily_papers, parse_paper
+from paperworks.feed.skipped import Skipped
 
 ITEM: dict[str, Any] = {
     "paper": {
@@ -85,3 +86,22 @@ KEYS = ("id", "authors", "publishedAt", "title", "summary", "upvotes", "numComme
 def test_no_shape_of_an_item_breaks_the_list(items: list[Any]) -> None:
     nested = [{"paper": item, "publishedAt": 3} for item in items]
     assert len(parse_daily_papers([*items, *nested])) <= 2 * len(items)
+
+
+def test_what_is_left_out_is_told_with_the_reason() -> None:
+    bad = [{"paper": {"id": "2408.05422"}}, "nonsense", {"paper": ITEM["paper"] | {"title": "\\text{}"}}, 3, ITEM]
+    skipped: list[Skipped] = []
+    (record,) = parse_daily_papers(bad, skipped)
+    assert (record.id, record.rank) == ("2408.05421", 0)
+    assert [one.item for one in skipped] == ["item 1 (2408.05422)", "item 2", "item 3 (2408.05421)", "item 4"]
+    assert [one.reason for one in skipped] == [
+        "paper: got JSON without a title, wanted a paper",
+        "paper: got a JSON str, wanted an object",
+        "title: got '', wanted a text with letters or digits",
+        "paper: got a JSON int, wanted an object",
+    ]
+
+
+def test_a_count_that_no_database_holds_is_not_known() -> None:
+    paper = ITEM["paper"] | {"upvotes": 2**31}
+    assert parse_daily_papers([{**ITEM, "paper": paper}])[0].upvotes is None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from paperworks.feed.page import parse_page
 from paperworks.feed.records import normalised_title
+from paperworks.feed.skipped import Skipped
 
 PAGE = """Daily Papers
 by AK and the research community
@@ -96,3 +97,21 @@ def test_any_text_after_an_entry_gives_records(text: str) -> None:
     records = parse_page("A title\n\nAn abstract.\n\n2 authors · Apr 1\n\n" + text, date(2026, 4, 24))
     assert records[0].title == "A title"
     assert all(normalised_title(r.title) for r in records)
+
+
+def test_an_entry_whose_date_does_not_exist_is_told_of_and_the_others_are_read() -> None:
+    text = "\n\n".join(
+        ["One", "Words.", "2 authors · Feb 30, 2026", "Two", "Words.", "1 author · Feb 28", "Three", "More.", "Apr 31"]
+    )
+    skipped: list[Skipped] = []
+    assert [record.title for record in parse_page(text, date(2026, 4, 24), skipped)] == ["Two"]
+    assert skipped == [
+        Skipped("entry 1 (One)", "date: got 'Feb 30, 2026', which is no day"),
+        Skipped("entry 3 (Three)", "date: got 'Apr 31', which is no day"),
+    ]
+    assert parse_page("One\n\nWords.\n\nFeb 30", date(2026, 4, 24)) == []
+
+
+def test_a_leap_day_without_a_year_is_the_last_one() -> None:
+    text = "Some Title\n\nAn abstract.\n\n2 authors · Feb 29"
+    assert parse_page(text, date(2026, 1, 2))[0].published == date(2024, 2, 29)

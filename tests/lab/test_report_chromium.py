@@ -1,24 +1,10 @@
 """The page in a browser: nothing is asked for, nothing complains, nothing overflows or overlaps, text can be read."""
 
-import os
-import shutil
-
 import pytest
 from lab.report_sample import LONG_WORD, ash_paper, sample_papers, sample_store, small_paper
 
 from paperworks.lab.report import collect, render_html
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = [
-    f"--{flag}"
-    for flag in (
-        "disable-gpu",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    )
-]
 SIZES = [(1280, 900), (375, 812)]
 
 # Every text of the page as rectangles, by the block that holds it; text that is not shown has none.
@@ -75,33 +61,6 @@ LOW_CONTRAST = """() => {
   }
   return low;
 }"""
-
-
-def browser_path():
-    return next(filter(None, map(shutil.which, NAMES)), None)
-
-
-def give_up(lack):
-    """Skip, but fail where the continuous integration has to look at the page."""
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(f"{lack}, and CI=true wants the page looked at")
-    pytest.skip(lack)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = browser_path()
-    if path is None:
-        give_up("no Chromium on this machine")
-    try:
-        from playwright import sync_api
-    except ImportError:
-        give_up("playwright is not installed, which drives Chromium")
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *(["--no-sandbox"] if root else [])])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

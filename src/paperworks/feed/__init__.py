@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paperworks.feed.syndication import atom as atom
     from paperworks.feed.syndication import json_feed as json_feed
     from paperworks.feed.syndication import rss as rss
-    from paperworks.feed.trending import trending as trending
+    from paperworks.feed.trends import trending as trending
 
 _HOME = {
     "AddReport": "merging",
@@ -44,7 +44,7 @@ _HOME = {
     "parse_page": "page",
     "parse_paper": "daily",
     "rss": "syndication",
-    "trending": "trending",
+    "trending": "trends",
 }
 """Module of each public name: imported when it is first used, so that importing the package is light."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime
 from xml.etree import ElementTree
 
+from paperworks.feed.daily import utc_day
 from paperworks.feed.records import PaperRecord, arxiv_id, plain_title
+from paperworks.feed.skipped import Skipped, leaving_out
 
 __all__ = ["parse_arxiv_atom", "parse_oai"]
 
@@ -47,18 +48,10 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return " ".join((element.findtext(path) or "").split())
 
 
-def _day(text: str) -> date | None:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return when.astimezone(UTC).date() if when.tzinfo else when.date()
-
-
-def parse_arxiv_atom(xml: str | bytes) -> tuple[list[PaperRecord], int]:
+def parse_arxiv_atom(xml: str | bytes, skipped: list[Skipped] | None = None) -> tuple[list[PaperRecord], int]:
     """The records of one answer of arXiv's query interface, and how many there are in all.
 
-    An entry without an arXiv id or a title is left out.
+    An entry without an arXiv id or a title is left out, and told of in `skipped`.
 
     Raises:
         ValueError: malformed XML, a document type or entity declaration, no feed, or arXiv's own error, in its words.
@@ -67,16 +60,13 @@ def parse_arxiv_atom(xml: str | bytes) -> tuple[list[PaperRecord], int]:
     if feed.tag != f"{_ATOM}feed":
         raise ValueError(f"arXiv feed: got the root element {feed.tag!r}, wanted an Atom feed")
     records = []
-    for entry in feed.iterfind(f"{_ATOM}entry"):
+    for place, entry in enumerate(feed.iterfind(f"{_ATOM}entry"), 1):
         title = _text(entry, f"{_ATOM}title")
         address = _text(entry, f"{_ATOM}id")
         if (title == "Error" and "/api/errors" in address) or (title == "Error" and "abs/" not in address):
             raise ValueError(f"arXiv: {_text(entry, f'{_ATOM}summary') or 'an error without a text'}")
-        try:
-            record = _entry(entry, title, address)
-        except ValueError:
-            continue
-        records.append(record)
+        with leaving_out(f"entry {place} ({title or address})", skipped):
+            records.append(_entry(entry, title, address))
     total = _text(feed, f"{_SEARCH}totalResults")
     return records, int(total) if total.isdigit() else len(records)
 
@@ -94,8 +84,8 @@ def _entry(entry: ElementTree.Element, title: str, address: str) -> PaperRecord:
         version=version,
         abstract=_text(entry, f"{_ATOM}summary"),
         authors=[name for name in authors if name] or None,
-        published=_day(_text(entry, f"{_ATOM}published")),
-        updated=_day(_text(entry, f"{_ATOM}updated")),
+        published=utc_day(_text(entry, f"{_ATOM}published")),
+        updated=utc_day(_text(entry, f"{_ATOM}updated")),
         categories=list(dict.fromkeys(term for term in terms if term)),
         doi=_text(entry, f"{_ARXIV}doi") or None,
         note=_text(entry, f"{_ARXIV}comment") or None,
@@ -104,11 +94,11 @@ def _entry(entry: ElementTree.Element, title: str, address: str) -> PaperRecord:
     )
 
 
-def parse_oai(xml: str | bytes) -> tuple[list[PaperRecord], str | None]:
+def parse_oai(xml: str | bytes, skipped: list[Skipped] | None = None) -> tuple[list[PaperRecord], str | None]:
     """The records of one OAI-PMH answer in the `arXiv` format, and the token of the next, None at the end.
 
-    Deleted records are left out. The datestamp is the day of the last change of the record, not of the paper, and is
-    not used.
+    Deleted records are left out, and those without an arXiv id or a title, which are told of in `skipped`. The
+    datestamp is the day of the last change of the record, not of the paper, and is not used.
 
     Raises:
         ValueError: malformed XML, a document type or entity declaration, no OAI-PMH answer, or its own error, other
@@ -121,15 +111,15 @@ def parse_oai(xml: str | bytes) -> tuple[list[PaperRecord], str | None]:
     if error is not None and error.get("code") != _NO_RECORDS:
         raise ValueError(f"OAI-PMH: {error.get('code', 'error')}: {(error.text or '').strip()}")
     records = []
-    for element in root.iter(f"{_OAI}record"):
+    for place, element in enumerate(root.iter(f"{_OAI}record"), 1):
         header = element.find(f"{_OAI}header")
-        paper = element.find(f"{_OAI}metadata/{_OAI_ARXIV}arXiv")
-        if paper is None or (header is not None and header.get("status") == "deleted"):
+        if header is not None and header.get("status") == "deleted":
             continue
-        try:
+        with leaving_out(f"record {place} ({_text(element, f'{_OAI}header/{_OAI}identifier')})", skipped):
+            paper = element.find(f"{_OAI}metadata/{_OAI_ARXIV}arXiv")
+            if paper is None:
+                raise ValueError("OAI-PMH: got a record without metadata in the arXiv format")
             records.append(_oai_record(paper))
-        except ValueError:
-            continue
     token = " ".join((root.findtext(f".//{_OAI}resumptionToken") or "").split())
     return records, token or None
 
@@ -149,8 +139,8 @@ def _oai_record(paper: ElementTree.Element) -> PaperRecord:
         version=version,
         abstract=text("abstract"),
         authors=[name for name in authors if name] or None,
-        published=_day(text("created")),
-        updated=_day(text("updated")),
+        published=utc_day(text("created")),
+        updated=utc_day(text("updated")),
         categories=text("categories").split(),
         doi=text("doi") or None,
         note=text("comments") or None,

@@ -21,6 +21,7 @@ import paperworks
 from paperworks.feed.arxiv import parse_arxiv_atom, parse_oai
 from paperworks.feed.daily import parse_daily_papers, parse_paper
 from paperworks.feed.records import PaperRecord, arxiv_id
+from paperworks.feed.skipped import Skipped
 
 __all__ = ["ArxivClient", "DailyPapersClient", "SourceError"]
 
@@ -170,7 +171,7 @@ class DailyPapersClient:
         backoff: seconds before the first of them, doubled each time; a Retry-After header wins.
 
     Every method raises ValueError for what the site refuses, in its words, and SourceError where it cannot be reached
-    and the cache has nothing.
+    and the cache has nothing. What it sent that is no paper is left out and gathered in `skipped`.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class DailyPapersClient:
         backoff: float = 0.5,
     ) -> None:
         self._source = _Source(base_url, session, cache, retries=retries, backoff=backoff)
+        self.skipped: list[Skipped] = []
 
     def day(self, day: date | str) -> list[PaperRecord]:
         """The papers of one day, in the order of its list."""
@@ -209,7 +211,7 @@ class DailyPapersClient:
             raise ValueError(f"q: got {q!r}, wanted words")
         if limit is not None and limit < 1:
             raise ValueError(f"limit: got {limit}, wanted 1 or more")
-        records = parse_daily_papers(self._source.get("/api/papers/search", {"q": q, "limit": limit}))
+        records = parse_daily_papers(self._source.get("/api/papers/search", {"q": q, "limit": limit}), self.skipped)
         for record in records:
             record.source, record.rank = "search", None
         return records
@@ -222,11 +224,13 @@ class DailyPapersClient:
         """All pages of a list; ranks run on within each day."""
         records: list[PaperRecord] = []
         for page in range(100):
-            found = parse_daily_papers(self._source.get("/api/daily_papers", {**when, "p": page, "limit": 100}))
+            before = len(self.skipped)
+            answer = self._source.get("/api/daily_papers", {**when, "p": page, "limit": 100})
+            found = parse_daily_papers(answer, self.skipped)
             known = {record.key for record in records}
             fresh = [record for record in found if record.key not in known]
             records += fresh
-            if len(found) < 100 or not fresh:
+            if len(found) + len(self.skipped) - before < 100 or not fresh:
                 break
         places: dict[date | None, int] = {}
         for record in records:
@@ -252,7 +256,7 @@ class ArxivClient:
     Args:
         base_url: of the query interface. oai_url: of OAI-PMH.
         min_interval: seconds from one request to the next.
-        session, cache, retries, backoff: as of `DailyPapersClient`.
+        session, cache, retries, backoff: as of `DailyPapersClient`, and so are errors and `skipped`.
     """
 
     def __init__(
@@ -267,6 +271,7 @@ class ArxivClient:
         oai_url: str | None = None,
     ) -> None:
         options: dict[str, Any] = {"retries": retries, "backoff": backoff, "min_interval": min_interval}
+        self.skipped: list[Skipped] = []
         self._source = _Source(base_url, session, cache, **options)
         self._oai = _Source(oai_url or "https://oaipmh.arxiv.org", session, cache, **options)
 
@@ -283,7 +288,7 @@ class ArxivClient:
             )
         parameters = {"search_query": query, "start": start, "max_results": max_results}
         order = {"sortBy": "submittedDate", "sortOrder": "descending"}
-        return parse_arxiv_atom(self._source.get("/api/query", parameters | order))
+        return parse_arxiv_atom(self._source.get("/api/query", parameters | order), self.skipped)
 
     def papers(self, ids: list[str]) -> list[PaperRecord]:
         """The records of arXiv ids, in batches of 100."""
@@ -291,9 +296,8 @@ class ArxivClient:
         found: list[PaperRecord] = []
         for start in range(0, len(names), 100):
             batch = names[start : start + 100]
-            found += parse_arxiv_atom(
-                self._source.get("/api/query", {"id_list": ",".join(batch), "max_results": len(batch)})
-            )[0]
+            answer = self._source.get("/api/query", {"id_list": ",".join(batch), "max_results": len(batch)})
+            found += parse_arxiv_atom(answer, self.skipped)[0]
         return found
 
     def harvest(self, since: date, until: date | None = None, *, set: str | None = None) -> Iterator[PaperRecord]:
@@ -304,7 +308,7 @@ class ArxivClient:
         }  # fmt: skip
         seen: list[str] = []
         while True:
-            records, token = parse_oai(self._oai.get("/oai", parameters))
+            records, token = parse_oai(self._oai.get("/oai", parameters), self.skipped)
             yield from records
             if token is None:
                 return

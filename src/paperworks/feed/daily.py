@@ -8,16 +8,17 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from paperworks.feed.records import PaperRecord, arxiv_id, plain_title
+from paperworks.feed.skipped import Skipped, leaving_out
 
 __all__ = ["parse_daily_papers", "parse_paper"]
 
 
-def parse_daily_papers(source: list[Any] | str | bytes) -> list[PaperRecord]:
+def parse_daily_papers(source: list[Any] | str | bytes, skipped: list[Skipped] | None = None) -> list[PaperRecord]:
     """The records of a list of daily papers or of search results, in its order.
 
     Each item has two dates: that of the paper and, outside it, the day on which it entered the feed; they become
     `published` and `first_seen`. Unknown keys are passed over, missing ones are not known, 0 stays 0. `rank` is set
-    where the day is known. An item without a title is left out.
+    where the day is known. An item without a title is left out, and told of in `skipped`.
 
     Raises:
         TypeError: neither a list nor JSON text.
@@ -31,12 +32,18 @@ def parse_daily_papers(source: list[Any] | str | bytes) -> list[PaperRecord]:
     if not isinstance(items, list):
         raise ValueError(f"daily papers: got a JSON {type(items).__name__}, wanted a list")
     records: list[PaperRecord] = []
-    for item in items:
-        record = _record(item, "daily")
-        if record is not None:
+    for place, item in enumerate(items):
+        with leaving_out(_name_of(place, item), skipped):
+            record = _record(item, "daily")
             record.rank = len(records) if record.first_seen is not None else None
             records.append(record)
     return records
+
+
+def _name_of(place: int, item: Any) -> str:
+    nested = item.get("paper") if isinstance(item, Mapping) else None
+    id = (nested if isinstance(nested, Mapping) else item).get("id") if isinstance(item, Mapping) else None
+    return f"item {place + 1} ({id})" if id else f"item {place + 1}"
 
 
 def parse_paper(source: Mapping[str, Any] | str | bytes) -> PaperRecord:
@@ -44,10 +51,7 @@ def parse_paper(source: Mapping[str, Any] | str | bytes) -> PaperRecord:
     item = _decoded(source)
     if isinstance(item, Mapping) and "error" in item:
         raise ValueError(f"paper: the source says {str(item['error'])[:200]!r}")
-    record = _record(item, "paper")
-    if record is None:
-        raise ValueError("paper: got JSON without a title, wanted a paper")
-    return record
+    return _record(item, "paper")
 
 
 def _decoded(source: Any) -> Any:
@@ -61,15 +65,15 @@ def _decoded(source: Any) -> Any:
         raise ValueError(f"source: got text that is no JSON: {error}") from None
 
 
-def _record(item: Any, source: str) -> PaperRecord | None:
+def _record(item: Any, source: str) -> PaperRecord:
     if not isinstance(item, Mapping):
-        return None
+        raise ValueError(f"paper: got a JSON {type(item).__name__}, wanted an object")
     nested = item.get("paper")
     wrapped = isinstance(nested, Mapping)
     inner: Mapping[str, Any] = nested if isinstance(nested, Mapping) else item
     title = _text(inner.get("title")) or _text(item.get("title"))
-    if title is None or not any(c.isalnum() for c in title):
-        return None
+    if title is None:
+        raise ValueError("paper: got JSON without a title, wanted a paper")
     id, version = _id(inner.get("id") or item.get("id"))
     entered = (item.get("publishedAt") if wrapped else None) or inner.get("submittedOnDailyAt")
     upvotes = inner.get("upvotes") if inner.get("upvotes") is not None else item.get("upvotes")
@@ -82,8 +86,8 @@ def _record(item: Any, source: str) -> PaperRecord | None:
         version=version,
         abstract=_text(inner.get("summary")) or _text(item.get("summary")) or "",
         authors=authors or None,
-        published=_day(inner.get("publishedAt")),
-        first_seen=_day(entered),
+        published=utc_day(inner.get("publishedAt")),
+        first_seen=utc_day(entered),
         upvotes=_count(upvotes),
         comments=_count(comments),
         code=_address(inner.get("githubRepo")),
@@ -106,7 +110,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None
 
 
 def _address(value: Any) -> str | None:
@@ -128,12 +132,12 @@ def _id(value: Any) -> tuple[str | None, int | None]:
         return None, None
 
 
-def _day(value: Any) -> date | None:
+def utc_day(value: Any) -> date | None:
     """The UTC day of an ISO time; None for anything else."""
     if not isinstance(value, str):
         return None
     try:
         when = datetime.fromisoformat(value)
-    except ValueError:
+        return when.astimezone(UTC).date() if when.tzinfo else when.date()
+    except (ValueError, OverflowError):  # the first and the last day of the calendar may have none in UTC
         return None
-    return when.astimezone(UTC).date() if when.tzinfo else when.date()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import date, datetime
 from html.parser import HTMLParser
 from typing import Any
 
 from paperworks.feed.records import PaperRecord, normalised_title, plain_title
+from paperworks.feed.skipped import Skipped, leaving_out
 
 __all__ = ["parse_page"]
 
@@ -30,46 +32,52 @@ _BANNER = re.compile(
 )
 
 
-def _date(text: str, year: int) -> tuple[date, str] | None:
-    """The first date in `text` and what follows it. Raises ValueError for one that does not exist."""
+def _dated(text: str) -> tuple[int, int, tuple[int | None, int, int]] | None:
+    """Where the first date in `text` stands, and its year, if it has one, month and day. It may not exist."""
     if match := _ISO.search(text):
-        return date(*(int(part) for part in match.groups())), text[match.end() :]
+        year, month, day = (int(part) for part in match.groups())
+        return match.start(), match.end(), (year, month, day)
     for pattern in _DATES:
         if match := pattern.search(text):
             month = 1 + _MONTHS.index(match[1 if pattern is _DATES[0] else 2][:3].lower())
-            return date(int(match["year"] or year), month, int(match["day"])), text[match.end() :]
+            return match.start(), match.end(), (int(match["year"]) if match["year"] else None, month, int(match["day"]))
     return None
 
 
-def _is_meta(text: str, year: int) -> bool:
+def _is_meta(text: str) -> bool:
     """Whether a block of lines holds authors, date or comments and nothing else."""
     rest = _AUTHORS.sub(" ", text, count=1)
-    try:
-        found = _date(rest, year)
-    except ValueError:
-        found = None
+    found = _dated(rest)
     if found is not None:
-        rest = rest[: len(rest) - len(found[1])]
-        for pattern in (_ISO, *_DATES):
-            rest = pattern.sub(" ", rest, count=1)
-        rest += found[1]
+        rest = f"{rest[: found[0]]} {rest[found[1] :]}"
     changed = found is not None or _AUTHORS.search(text) is not None
     return changed and re.fullmatch(r"\W*(?:\d+\W*(?:comments?)?\W*)?", rest, re.IGNORECASE) is not None
 
 
-def _meta(text: str, year: int) -> dict[str, Any]:
+def _meta(text: str, page_date: date) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if match := _AUTHORS.search(text):
         values["n_authors"] = int(match[1])
         text = text[: match.start()] + " " + text[match.end() :]
-    if found := _date(text, year):
-        values["published"], text = found
+    if found := _dated(text):
+        values["published"] = _day(text[found[0] : found[1]], *found[2], page_date)
+        text = text[found[1] :]
     if match := re.search(r"(\d+)", text):
         values["comments"] = int(match[1])
     return values
 
 
-def _blocks(text: str, page_date: date) -> list[tuple[str, bool]]:
+def _day(said: str, year: int | None, month: int, day: int, page_date: date) -> date:
+    """The day; without a year the last one of that name up to the page's. Raises ValueError where there is none."""
+    for one in [year] if year is not None else range(page_date.year, page_date.year - 9, -1):
+        with contextlib.suppress(ValueError):
+            found = date(one, month, day)
+            if year is not None or found <= page_date:
+                return found
+    raise ValueError(f"date: got {said!r}, which is no day")
+
+
+def _blocks(text: str) -> list[tuple[str, bool]]:
     """(text, is it the meta line) of the page's blocks; the banner is left out."""
     lines = [line.strip().lstrip("\ufeff") for line in text.splitlines()]
     blocks: list[tuple[str, bool]] = []
@@ -78,7 +86,7 @@ def _blocks(text: str, page_date: date) -> list[tuple[str, bool]]:
     for line in [*lines, ""]:
         # The meta line may come as one line or as several: "3 authors", "·", "Apr 24", "2".
         piece = " · ".join([*meta, line])
-        if line and _is_meta(piece, page_date.year):
+        if line and _is_meta(piece):
             meta.append(line)
             open_block = False
         elif meta and (not line or re.fullmatch(r"\W+", line)):
@@ -123,16 +131,17 @@ class _Text(HTMLParser):
             self.parts.append(" ".join(data.split("\n")) if data.strip() else " ")
 
 
-def parse_page(text: str, page_date: date) -> list[PaperRecord]:
+def parse_page(text: str, page_date: date, skipped: list[Skipped] | None = None) -> list[PaperRecord]:
     """The entries of a saved page in its order, from its text or its HTML.
 
     An entry is a title, a blank line, an abstract, a blank line, and a line of authors, date and comments; the last
     may be missing, the comments may be. A date without a year is of `page_date`'s year, or of the year before where
-    that would lie after it. `first_seen` is not set: a page of search results is no day.
+    that would lie after it. `first_seen` is not set: a page of search results is no day. An entry whose date does not
+    exist is left out, and told of in `skipped`.
 
     Raises:
         TypeError: `text` is no string or `page_date` no date.
-        ValueError: no entry was found, or a date does not exist.
+        ValueError: no entry was found.
     """
     if not isinstance(text, str):
         raise TypeError(f"text: got {type(text).__name__}, wanted str")
@@ -143,20 +152,17 @@ def parse_page(text: str, page_date: date) -> list[PaperRecord]:
         parser.feed(text)
         text = "".join(parser.parts)
     records: list[PaperRecord] = []
+    wrong: list[Skipped] = []
     entry: list[str] = []
 
     def close(meta: str = "") -> None:
         if entry and normalised_title(entry[0]):
-            values = _meta(meta, page_date.year)
-            published = values.get("published")
-            if isinstance(published, date) and published > page_date and not re.search(r"\d{4}", meta):
-                values["published"] = published.replace(year=published.year - 1)
-            abstract = "\n\n".join(entry[1:])
-            record = PaperRecord(plain_title(entry[0]), abstract=abstract, source="page", **values)
-            records.append(record)
+            with leaving_out(f"entry {len(records) + len(wrong) + 1} ({entry[0]})", wrong):
+                title, abstract = plain_title(entry[0]), "\n\n".join(entry[1:])
+                records.append(PaperRecord(title, abstract=abstract, source="page", **_meta(meta, page_date)))
         entry.clear()
 
-    for block, is_meta in _blocks(text, page_date):
+    for block, is_meta in _blocks(text):
         if is_meta:
             close(block)
             continue
@@ -164,8 +170,10 @@ def parse_page(text: str, page_date: date) -> list[PaperRecord]:
             close()
         entry.append(block)
     close()
-    if not records:
+    if not records and not wrong:
         raise ValueError("text: got no entry, wanted titles, each with an abstract under it")
+    if skipped is not None:
+        skipped += wrong
     return records
 
 

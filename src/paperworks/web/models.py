@@ -6,9 +6,28 @@ A page and its JSON twin can so not say different things; the OpenAPI descriptio
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def encodable(value: Any) -> Any:
+    """Text with a question mark in place of each lone surrogate, which a source may hold and no response can carry.
+
+    In lists and in the values of mappings too.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [encodable(one) for one in value]
+    return {name: encodable(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+Said = Annotated[str, BeforeValidator(encodable)]
+"""Text that comes from a source or from a reader."""
+
+Data = Annotated[dict[str, Any], BeforeValidator(encodable)]
+"""JSON data whose texts come from anywhere."""
 
 Status = Literal["holds", "inconclusive", "fails", "not run", "error"]
 
@@ -22,7 +41,7 @@ class Model(BaseModel):
 class Span(Model):
     """A piece of a snippet, and whether the query matched it."""
 
-    text: str
+    text: Said
     match: bool = False
 
 
@@ -30,28 +49,28 @@ class Entry(Model):
     """A paper in a listing."""
 
     id: str = Field(description="arXiv id without version, or an id made from the title")
-    title: str
+    title: Said
     state: Literal["carried", "announced", "listed"] = Field(
         description="carried: its method and claims are here; announced: it has a card, not carried yet; listed: known "
         "from the feed alone"
     )
-    card: str | None = Field(None, description="id of the card")
+    card: str | None = Field(default=None, description="id of the card")
     area: str | None = None
-    published: date | None = Field(None, description="day of the paper's first version (UTC)")
-    first_seen: date | None = Field(None, description="day it entered the feed (UTC)")
-    authors: list[str] = []
+    published: date | None = Field(default=None, description="day of the paper's first version (UTC)")
+    first_seen: date | None = Field(default=None, description="day it entered the feed (UTC)")
+    authors: list[Said] = []
     n_authors: int | None = None
-    upvotes: int | None = Field(None, description="votes at the source")
-    votes: int = Field(0, description="votes given here")
+    upvotes: int | None = Field(default=None, description="votes at the source")
+    votes: int = Field(default=0, description="votes given here")
     comments: int | None = None
-    code: str | None = None
+    code: Said | None = None
     arxiv_url: str | None = None
-    summary: str = Field("", description="in our own words, of papers that have a card")
-    abstract: str = Field("", description="of the source, where one was ingested")
-    verdicts: dict[Status, int] | None = Field(None, description="claims by verdict; null unless carried")
-    score: float | None = Field(None, description="of the search or of trending")
+    summary: Said = Field(default="", description="in our own words, of papers that have a card")
+    abstract: Said = Field(default="", description="of the source, where one was ingested")
+    verdicts: dict[Status, int] | None = Field(default=None, description="claims by verdict; null unless carried")
+    score: float | None = Field(default=None, description="of the search or of trending")
     snippet: list[Span] = []
-    why: str = Field("", description="why a search found it")
+    why: Said = Field(default="", description="why a search found it")
 
 
 class Page(Model):
@@ -61,6 +80,13 @@ class Page(Model):
     page: int = 1
     pages: int = 1
     limit: int = 50
+
+
+class DayCount(Model):
+    """A day that has papers."""
+
+    day: date
+    papers: int = Field(description="that entered the feed on that day, or whose own date it is")
 
 
 class Listing(Page):
@@ -73,9 +99,12 @@ class Listing(Page):
     until: date
     entries: list[Entry] = Field(description="papers that entered the feed then, the newest day first, then by rank")
     published: list[Entry] = Field(description="papers of the catalogue whose own date is then, not among `entries`")
-    previous: str | None = Field(None, description="path of the listing before this one that has papers")
+    previous: str | None = Field(default=None, description="path of the listing before this one that has papers")
     following: str | None = None
-    rising: list[Entry] = Field([], description="trending now; on the latest listing only")
+    rising: list[Entry] = Field(default=[], description="trending now; on the latest listing only")
+    calendar: list[DayCount] = Field(
+        default=[], description="the days with papers of the month in which the listing ends"
+    )
 
 
 class Trending(Page):
@@ -100,7 +129,7 @@ class Filters(Model):
 class SearchPage(Page):
     """The answer to a query."""
 
-    query: str
+    query: Said
     filters: Filters
     took_ms: float
     entries: list[Entry]
@@ -131,32 +160,35 @@ class PaperPage(Model):
 
     entry: Entry
     version: int | None = None
-    categories: list[str] = []
-    keywords: list[str] = []
+    categories: list[Said] = []
+    keywords: list[Said] = []
     venue: str = ""
-    project_page: str | None = None
+    project_page: Said | None = None
     feed_days: list[date] = []
     provenance: list[Provenance] = []
-    report: dict[str, Any] | None = Field(
-        None, description="the card with its claims, verdicts, findings and history, as in docs/report-schema.md"
+    report: Data | None = Field(
+        default=None,
+        description="the card with its claims, verdicts, findings and history, as in docs/report-schema.md",
     )
-    changes: list[Change] = Field([], description="verdicts that changed, the newest first")
+    changes: list[Change] = Field(default=[], description="verdicts that changed, the newest first")
     similar: list[Entry] = []
-    can_run: bool = Field(False, description="whether the page offers to run the claims to the one who asks")
+    can_run: bool = Field(default=False, description="whether the page offers to run the claims to the one who asks")
 
 
 class ArenaRow(Model):
     """One arm of an arena."""
 
     arm: str
-    mean: float
-    low: float
-    high: float
-    difference: float | None = Field(None, description="paired, from the reference arm; null for that arm itself")
+    mean: float | None = Field(description="over the seeds; null for an arm whose trials ended in an error")
+    low: float | None
+    high: float | None
+    difference: float | None = Field(
+        default=None, description="paired, from the reference arm; null for that arm itself"
+    )
     difference_low: float | None = None
     difference_high: float | None = None
     seeds: int
-    error: str = ""
+    error: str = Field(default="", description="what the first trial that ended in an error said")
 
 
 class ArenaTable(Model):
@@ -222,12 +254,30 @@ class FeedsPage(Model):
     parameters: dict[str, str]
 
 
+class SubscribeRequest(Model):
+    """Who asks for the digest."""
+
+    email: str = Field(min_length=3, max_length=254)
+
+
+class Subscribed(Model):
+    """The answer to everyone who asks for the digest."""
+
+    detail: str = "A mail with a link to confirm has been sent, unless the address is subscribed already."
+
+
+State = Literal["waiting", "running", "done", "failed", "stopped"]
+Tier = Literal["smoke", "desk", "gpu", "full"]
+
+
 class RunRequest(Model):
     """What may be started from the page: a paper's claims at a tier, with the settings that the claims have."""
 
-    paper: str = Field(max_length=64)
-    tier: Literal["smoke", "desk", "gpu", "full"] = "smoke"
-    claims: list[str] | None = Field(None, max_length=100)
+    paper: str = Field(min_length=1, max_length=64, description="id of the card of a carried paper")
+    tier: Tier = "smoke"
+    claims: list[Annotated[str, Field(max_length=100)]] | None = Field(
+        default=None, min_length=1, max_length=100, description="ids of the claims to measure; null for all"
+    )
 
 
 class RunState(Model):
@@ -237,13 +287,13 @@ class RunState(Model):
     paper: str
     tier: str
     claims: list[str] | None = None
-    state: Literal["waiting", "running", "done", "failed", "stopped"]
-    total: int = Field(0, description="trials")
-    done: int = Field(0, description="trials that are finished, those the store had included")
-    running: list[str] = []
-    verdicts: dict[str, Status] = Field({}, description="by claim, as they become known")
-    message: str = ""
-    started: datetime
+    state: State
+    total: int = Field(default=0, description="trials")
+    done: int = Field(default=0, description="trials that are finished, those the store had included")
+    running: list[str] = Field(default=[], description="the trials that run now, with their progress")
+    verdicts: dict[str, Status] = Field(default={}, description="by claim, as they become known")
+    message: str = Field(default="", description="why it failed, or what was kept when it was stopped")
+    started: datetime = Field(description="when it was asked for; once it runs, when it began")
     finished: datetime | None = None
 
 

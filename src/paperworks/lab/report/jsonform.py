@@ -121,6 +121,10 @@ def _claim(report: Report, paper: Paper, claim: Claim) -> dict[str, Any]:
         "note": claim.note,
         "needs": [{"kind": need.kind, "name": need.name, "what": need.what} for need in claim.needs],
         "protocol": claim.protocol.name if claim.protocol is not None else "",
+        "settings": [
+            {"name": setting.name, "type": setting.kind.__name__, "help": setting.help}
+            for setting in (claim.protocol.settings if claim.protocol is not None else ())
+        ],
         "criteria": [_criterion(claim, criterion, tier) for criterion in claim.criteria],
         "bounds": [_bound(label, bound) for label, bound in claim.bounds.items()],
         "status": verdict.status if verdict is not None else "not run",
