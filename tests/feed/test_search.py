@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from paperworks.feed import PaperRecord, Search, Store
 from paperworks.feed.meaning import LSA
 from paperworks.feed.search import Item, _diverse
+from paperworks.feed.verdicts import Verdicts
 from paperworks.lab import registry
 from paperworks.lab.store.database import StoreError
 
@@ -285,6 +286,46 @@ def test_votes_change_nothing_that_is_kept(store: Store, search: Search, monkeyp
     store.vote("2401.00001", "somebody", NOON)
     monkeypatch.setattr(type(search._index), "_renewed", lambda *_: pytest.fail("was made anew"))
     assert search.query("networks").total > 0
+
+
+def test_counts_of_the_source_change_nothing_that_is_kept(store: Store, search: Search) -> None:
+    search.query("networks")
+    tick = search._index.tick
+    store.add([PaperRecord("A Study of Birdsong", id="2402.00002", upvotes=12, comments=3, source="daily")], at=NOON)
+    search.query("networks")
+    assert search._index.tick == tick
+    store.add([PaperRecord("A Study of Birdsong", id="2402.00002", code="https://example.org/birds")], at=NOON)
+    assert ids(search.query("birdsong", {"code": True}).items) == ["2402.00002"]
+    assert search._index.tick > tick
+
+
+def test_accents_and_punctuation_are_no_part_of_a_word(store: Store, search: Search) -> None:
+    store.add([PaperRecord("Gödel/Nöther at 2.5D: e.g. U-Net", id="2405.00006")], at=NOON)
+    for text in ("godel", "nöther", "Noether nother", "5d", "unet"):
+        assert ids(search.query(text).items)[0] == "2405.00006", text
+        assert {"words", "typos"} & set(search.query(text).items[0].parts)
+
+
+class Told:
+    """What is known of three cards' claims."""
+
+    def generation(self) -> str:
+        return "1"
+
+    def report(self) -> dict[str, Any]:
+        counts = {"ash": {"holds": 2, "fails": 1}, "crrelu": {"not run": 3}, "sdm": {"inconclusive": 1}}
+        return {"papers": [{"id": card, "counts": count} for card, count in counts.items()]}
+
+
+def test_the_filter_by_verdict(catalogue: Search) -> None:
+    search = Search(catalogue.store, verdicts=cast(Verdicts, Told()))
+    for status, wanted in {
+        "holds": {"ash"}, "fails": {"ash"}, "inconclusive": {"sdm"}, "not run": {"crrelu"}, "any": {"ash", "sdm"},
+        "error": set(),
+    }.items():  # fmt: skip
+        found = search.query("ASH CRReLU similarity distance magnitude activations", {"verdict": status})
+        assert {item.paper.card for item in found.items} == wanted
+    assert Search(catalogue.store).query("ASH", {"verdict": "any"}).total == 0  # nothing was measured
 
 
 def test_a_deleted_paper_is_gone(store: Store, search: Search) -> None:

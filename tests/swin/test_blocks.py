@@ -30,6 +30,14 @@ def test_parameters_of_swin_t() -> None:
         assert sum(p.numel() for p in SwinClassifier().parameters()) == 28_288_354
 
 
+def test_a_network_that_was_first_built_on_the_meta_device_leaves_no_trace() -> None:
+    with torch.device("meta"):
+        model = SwinClassifier(3, dim=8, depths=(2,), num_heads=(1,), patch=2, window=5)
+        assert model(torch.empty(1, 3, 22, 24)).shape == (1, 3)
+    real = SwinClassifier(3, dim=8, depths=(2,), num_heads=(1,), patch=2, window=5)
+    assert real(torch.zeros(1, 3, 22, 24)).isfinite().all()
+
+
 def test_blocks_without_shift_commute_with_a_move_by_one_window() -> None:
     made = WindowBlock(8, 2, (4, 4), (0, 0)).double()
     x = torch.randn(1, 8, 12, 8, dtype=torch.double)

@@ -6,10 +6,14 @@ import asyncio
 import gzip
 import re
 import threading
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from web.web_site import FRIDAY, NOW, TOKEN, Reader, fill, make_app
 
 from paperworks.feed.records import PaperRecord
@@ -37,6 +41,25 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(pages, "render", counted)
     return names
+
+
+async def asked(app: Any, path: str = DAY) -> tuple[int, bytes]:
+    """Status and body of a page, asked for in this event loop."""
+    sent: list[dict[str, Any]] = []
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode(),
+        "query_string": b"", "headers": [(b"host", b"testserver")], "client": ("127.0.0.1", 1),
+        "server": ("testserver", 80), "scheme": "http", "root_path": "",
+    }  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return int(sent[0]["status"]), b"".join(message.get("body", b"") for message in sent[1:])
 
 
 def test_a_page_is_made_once(reader: Reader, made: list[str]) -> None:
@@ -78,8 +101,6 @@ def test_a_vote_and_a_verdict_make_a_page_anew(reader: Reader, made: list[str]) 
     verdict = next(iter(site.store.lab.history("ash", "parameters")))
     reader.get(DAY)
     count = len(made)
-    from dataclasses import replace
-
     site.store.lab.put_verdict(replace(verdict, fingerprint="another", created=NOW))
     reader.get(DAY)
     assert len(made) == count + 1
@@ -141,8 +162,48 @@ def test_compressed_and_plain_are_the_same_page(reader: Reader) -> None:
     assert plain.content == packed.content
     assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 3
     assert "Accept-Encoding" in plain.headers["vary"]
-    page = reader.app.cache._pages[(DAY, b"")]  # type: ignore[attr-defined]
-    assert gzip.decompress(page.packed) == plain.content
+    # With a form the token is put between what was compressed beforehand.
+    plain = reader.get(PAPER, headers={"accept-encoding": "identity"})
+    packed = reader.get(PAPER, headers={"accept-encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert plain.content == packed.content
+    assert packed.headers["content-length"] == Reader(reader.app).get(PAPER).headers["content-length"]
+
+
+@given(st.lists(st.binary(max_size=3000), min_size=1, max_size=5), st.binary(max_size=64))
+def test_pieces_make_one_gzip_file(parts: list[bytes], token: bytes) -> None:
+    body = token.join(parts)
+    made = cache.gzipped(cache.deflated(token).join(map(cache.deflated, parts)), body)
+    assert gzip.decompress(made) == body
+    assert zlib.decompress(made, wbits=31) == body
+
+
+def test_others_are_given_the_page_before_while_one_makes_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(tmp_path)
+    first = Reader(app).get(DAY)
+    app.state.site.store.add([PaperRecord("A late one", id="2604.00009", first_seen=FRIDAY, rank=9)])
+    render, begun, may_go = pages.render, threading.Event(), threading.Event()
+
+    def slow(template: str, **values: Any) -> str:
+        begun.set()
+        may_go.wait(10)
+        return render(template, **values)
+
+    monkeypatch.setattr(pages, "render", slow)
+
+    async def both() -> tuple[Any, Any]:
+        making = asyncio.create_task(asked(app))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        meanwhile = await asked(app)
+        may_go.set()
+        return meanwhile, await making
+
+    meanwhile, anew = asyncio.run(both())
+    assert meanwhile[1] == first.content
+    assert b"A late one" in anew[1]
 
 
 @pytest.mark.parametrize("path", [DAY, PAPER, "/healthz", "/nowhere", "/static/nothing.css"])
@@ -171,29 +232,12 @@ def test_many_readers_of_a_new_page_wait_for_one(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(pages, "render", slow)
 
-    async def one() -> int:
-        sent: list[dict[str, Any]] = []
-        scope = {
-            "type": "http", "http_version": "1.1", "method": "GET", "path": DAY, "raw_path": DAY.encode(),
-            "query_string": b"", "headers": [(b"host", b"testserver")], "client": ("127.0.0.1", 1),
-            "server": ("testserver", 80), "scheme": "http", "root_path": "",
-        }  # fmt: skip
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        await app(scope, receive, send)
-        return int(sent[0]["status"])
-
     async def all_of_them() -> list[int]:
-        tasks = [asyncio.create_task(one()) for _ in range(50)]
+        tasks = [asyncio.create_task(asked(app)) for _ in range(50)]
         while not rendered:
             await asyncio.sleep(0.01)
         may_go.set()
-        return await asyncio.gather(*tasks)
+        return [status for status, _ in await asyncio.gather(*tasks)]
 
     assert asyncio.run(all_of_them()) == [200] * 50
     assert rendered == ["listing.html.j2"]

@@ -1,7 +1,10 @@
-"""Many readers at once: nobody sees an error. What they waited is printed (`-s`), and claimed on the card."""
+"""Many readers at once, and requests that are no HTTP: nobody else sees an error. Times are printed (`-s`), and claimed
+on the card."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +72,37 @@ def test_200_readers_of_every_page(port: int) -> None:
     # All come from one address, whose searches are limited.
     assert set(seen.errors) <= {"/search?q=depth+motion: HTTP 429"}
     assert len(seen.seconds) == 2000
+
+
+BROKEN = {
+    "no HTTP": b"hello\r\n\r\n",
+    "a bad version": b"GET / HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
+    "no end of a header": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 200_000,
+    "a header in two lines": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\r\n b\r\n : c\r\n\r\n",
+    "a negative length": b"POST /subscribe HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+    "two lengths": b"POST /u/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "a length and chunks": b"POST /u/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /owner HTTP/1.1\r\n\r\n",
+    "bad chunks": b"POST /u/x HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "an address of 100 kB": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "NUL": b"GET /\x00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "half a request": b"POST /subscribe HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500\r\n\r\nemail=",
+}
+
+
+@pytest.mark.parametrize("request_bytes", BROKEN.values(), ids=BROKEN)
+def test_broken_http_stops_nobody_else(port: int, request_bytes: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        with contextlib.suppress(OSError):  # the server may hang up while it is being talked to
+            connection.sendall(request_bytes)
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while piece := connection.recv(65_536):
+                answer += piece
+    statuses = [int(line.split()[1]) for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.")]
+    assert all(status < 500 for status in statuses), answer[:300]
+    assert len(statuses) <= 1, "nothing in a request is taken for a second one"
+    assert read_pages(port, DAY_PAGE, readers=2, each=1, pause=0.0).errors == []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select
 
 from paperworks.feed.meaning import LSA, Embedder, unit
+from paperworks.feed.pgvector import PgVectors, vectors_for
 from paperworks.feed.store import Store
 from paperworks.feed.tables import embeddings, papers
 from paperworks.feed.vectors import Vectors
@@ -61,7 +62,7 @@ class Corpus:
     """The words and the vectors of all papers, and the model of the vectors."""
 
     vocabulary: Vocabulary
-    vectors: Vectors
+    vectors: Vectors | PgVectors
     embedder: Embedder
     fitted: int
     """Papers that there were when the model was fitted."""
@@ -117,11 +118,14 @@ class Index:
     def _built(self, total: int) -> Corpus:
         embedder, fitted = self._model(total)
         width = _checked(embedder, ["a"]).shape[1]
-        corpus = Corpus(Vocabulary(), Vectors(width, total, int8=total > INT8_ABOVE), embedder, fitted)
+        vectors = vectors_for(self.store, embedder.name, width, total, int8=total > INT8_ABOVE)
+        corpus = Corpus(Vocabulary(), vectors, embedder, fitted)
         last = 0
         while rows := self._rows(_texts().where(papers.c.number > last).limit(BLOCK)):
             self._read(corpus, rows)
             last = rows[-1].number
+        if isinstance(vectors, PgVectors):
+            vectors.prepare()
         return corpus
 
     def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
@@ -213,9 +217,10 @@ def _vectors(model: str, numbers: Sequence[int]) -> Select[Any]:
 
 
 def _keep_model(connection: Connection, made: LSA, total: int) -> None:
-    """Keep a fit in the place of the one before, whose vectors are of no more use."""
+    """Keep a fit in the place of the one before, whose vectors stay until the next: queries still run on them."""
+    last = connection.scalar(select(models.c.version).where(models.c.name == made.family))
     connection.execute(delete(models).where(models.c.name == made.family))
     row = {"name": made.family, "version": made.name, "papers": total, "data": made.to_bytes()}
     connection.execute(insert(models).values(row))
-    old = embeddings.c.model.startswith(made.family + "-", autoescape=True) & (embeddings.c.model != made.name)
-    connection.execute(delete(embeddings).where(old))
+    ours = embeddings.c.model.startswith(made.family + "-", autoescape=True)
+    connection.execute(delete(embeddings).where(ours, embeddings.c.model.not_in([made.name, last or made.name])))

@@ -139,10 +139,10 @@ def shift_regions(space_padded: Sequence[int], window: Sequence[int], shift: Seq
     axis without shift is one region. Tokens attend to one another inside a region.
     """
     space, window, shift = _check_shift(space_padded, window, shift)
-    labels = torch.zeros(1, *space, 1, dtype=torch.long)
+    labels = torch.zeros(1, *space, 1, dtype=torch.long, device="cpu")
     for axis, (size, w, s) in enumerate(zip(space, window, shift, strict=True)):
-        place = torch.arange(size)
-        region = (place >= size - w).long() + (place >= size - s).long() if s else torch.zeros(size, dtype=torch.long)
+        place = torch.arange(size, device="cpu")
+        region = ((place >= size - w).long() + (place >= size - s).long()) * bool(s)
         labels = labels * 3 + region.view(-1, *(1,) * (len(space) - axis))
     return window_partition(labels, window).squeeze(-1)
 
@@ -171,9 +171,9 @@ def _shift_mask(space: Sizes, window: Sizes, shift: Sizes, device: torch.device)
 @lru_cache(maxsize=64)
 def index_of(window: Sizes) -> Tensor:
     with torch.inference_mode(False):
-        places = torch.tensor(list(product(*map(range, window))))
-        offsets = places.unsqueeze(1) - places.unsqueeze(0) + torch.tensor([w - 1 for w in window])
-        index = torch.zeros(offsets.shape[:2], dtype=torch.long)
+        places = torch.tensor(list(product(*map(range, window))), device="cpu")
+        offsets = places.unsqueeze(1) - places.unsqueeze(0) + torch.tensor([w - 1 for w in window], device="cpu")
+        index = torch.zeros(offsets.shape[:2], dtype=torch.long, device="cpu")
         for axis, w in enumerate(window):
             index = index * (2 * w - 1) + offsets[..., axis]
         return index

@@ -65,7 +65,7 @@ class Layout(NamedTuple):
 def layout(space: Sizes, window: Sizes, shift: Sizes, order: str = "pad-roll", mask_padding: bool = False) -> Layout:
     """The layout of a map cut into windows, as `paperworks.swin.blocks.WindowBlock` cuts it."""
     with torch.inference_mode(False):
-        rows = torch.arange(1, prod(space) + 1).view(1, *space, 1)
+        rows = torch.arange(1, prod(space) + 1, device="cpu").view(1, *space, 1)
         rows = cyclic_shift(rows, shift) if order == "roll-pad" else rows
         rows, _ = pad_to_window(rows, window)
         rows = cyclic_shift(rows, shift) if order == "pad-roll" else rows

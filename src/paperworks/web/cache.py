@@ -7,11 +7,12 @@ reader's form token is put into the bytes as they are sent, so pages with forms 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import secrets
 import sqlite3
+import struct
 import time
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ PAGES = 2000
 BYTES = 64 * 1024 * 1024
 """At most so many pages, and so much of them, are kept; those not read for the longest time go first."""
 UNKEPT = ("/static/", "/runs", "/api/runs", "/healthz", "/owner", "/digest", "/confirm/", "/u/", "/preferences/")
+MEANWHILE_SECONDS = 5.0
+"""How old the page before may be that others are given while one reader's request makes it anew."""
 SMALL = 600
 """Bytes below which compressing is not worth it."""
 
@@ -36,18 +39,35 @@ State = tuple[int, float]
 
 @dataclass(frozen=True)
 class Kept:
-    """A rendered page. `parts` are what lies between the places of the reader's form token; one part has none."""
+    """A rendered page. `parts` are what lies between the places of the reader's form token; one part has none.
+
+    `packed` are the parts deflated, each by itself: with the token deflated by itself between them they make one
+    stream, at no cost a reader, and the length of the stream tells nothing of the token.
+    """
 
     parts: tuple[bytes, ...]
     headers: tuple[tuple[bytes, bytes], ...]
-    digest: str
-    packed: bytes | None
-    generation: Any
+    digest: str = ""
+    packed: tuple[bytes, ...] = ()
+    generation: Any = None
+    made: float = 0.0
 
     @property
     def size(self) -> int:
         """Bytes that it takes."""
-        return sum(map(len, self.parts)) + len(self.packed or b"")
+        return sum(map(len, self.parts)) + sum(map(len, self.packed))
+
+
+def deflated(piece: bytes) -> bytes:
+    """A piece of a raw deflate stream that ends on a byte and that others may follow."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
+
+
+def gzipped(stream: bytes, body: bytes) -> bytes:
+    """The gzip file of `body`, whose deflated pieces are `stream`."""
+    end = struct.pack("<II", zlib.crc32(body), len(body) & 0xFFFFFFFF)
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + stream + b"\x03\x00" + end
 
 
 class Freshness:
@@ -130,7 +150,7 @@ class PageCache:
         self.fresh = Freshness(site)
         self._pages: OrderedDict[tuple[str, bytes], Kept] = OrderedDict()
         self._bytes = 0
-        self._making: dict[tuple[int, str, bytes], asyncio.Future[None]] = {}
+        self._making: dict[tuple[int, str, bytes], tuple[Any, asyncio.Future[None]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -163,23 +183,29 @@ class PageCache:
         except Exception:  # the application will meet it as well, and say so in a page
             await self._through(scope, receive, send, None)
             return
-        place = (id(asyncio.get_running_loop()), *key)
-        # Of several readers who want a page that is not there, one makes it and the others wait for it.
-        while (page := self._get(key, generation)) is None and place in self._making:
-            await asyncio.shield(self._making[place])
-            if self._get(key, generation) is None:
-                break
+        loop = asyncio.get_running_loop()
+        place = (id(loop), *key)
+        page, making = self._get(key, generation), self._making.get(place)
+        if page is None and making is not None:
+            # Of several readers who want a page that is not there, one makes it. The others are given the page of a
+            # moment ago, or wait.
+            before = self._pages.get(key)
+            if before is not None and making[0] == generation and time.monotonic() - before.made < MEANWHILE_SECONDS:
+                page = before
+            else:
+                await asyncio.shield(making[1])
+                page = self._get(key, generation)
         if page is not None:
             await self._answer(page, scope, send)
             return
-        mine = place not in self._making
-        made = self._making.setdefault(place, asyncio.get_running_loop().create_future())
+        mine = generation, loop.create_future()
+        self._making.setdefault(place, mine)
         try:
             await self._through(scope, receive, send, generation)
         finally:
-            if mine:
+            mine[1].set_result(None)
+            if self._making[place] is mine:
                 del self._making[place]
-                made.set_result(None)
 
     def _get(self, key: tuple[str, bytes], generation: Any) -> Kept | None:
         page = self._pages.get(key)
@@ -227,26 +253,26 @@ class PageCache:
         if not keep:
             if len(parts) == 1 and not private:
                 headers.append((b"cache-control", b"no-store"))
-            page = Kept(parts, tuple(headers), "", None, None)
-            await self._answer(page, scope, send, start["status"])
+            await self._answer(Kept(parts, tuple(headers)), scope, send, start["status"])
             return
         headers = [(name, value) for name, value in headers if name not in (b"cache-control", b"vary")]
-        packed = gzip.compress(body, 6, mtime=0) if len(parts) == 1 and len(body) > SMALL else None
-        page = Kept(parts, tuple(headers), hashlib.sha256(body).hexdigest()[:20], packed, generation)
+        packed = tuple(map(deflated, parts)) if len(body) > SMALL else ()
+        digest = hashlib.sha256(body).hexdigest()[:20]
+        page = Kept(parts, tuple(headers), digest, packed, generation, time.monotonic())
         self._keep((scope["path"], scope["query_string"]), page)
         await self._answer(page, scope, send)
 
     async def _answer(self, page: Kept, scope: Scope, send: Send, status: int = 200) -> None:
         """Send a page: as it is, compressed, or with the reader's token in it; or say that the reader has it."""
         headers, tag = list(page.headers), page.digest
-        has_form = len(page.parts) > 1
+        has_form, token_of_reader = len(page.parts) > 1, ""
         if has_form:
             visitor = self.tokens.visitor(scope)
             if not visitor:
                 visitor = secrets.token_urlsafe(32)
                 headers.append((b"set-cookie", self.tokens.set_visitor(visitor).encode()))
-            token = self.tokens.form_token(visitor)
-            tag = tag and f"{tag}-{token[:12]}"
+            token_of_reader = self.tokens.form_token(visitor)
+            tag = tag and f"{tag}-{token_of_reader[:12]}"
         if tag:
             control = b"private, no-cache" if has_form else b"public, max-age=0, must-revalidate"
             headers += [(b"cache-control", control), (b"etag", f'"{tag}"'.encode())]
@@ -258,11 +284,12 @@ class PageCache:
                 return
         elif has_form and not any(name == b"cache-control" for name, _ in headers):
             headers.append((b"cache-control", b"private, no-store"))
-        body = token.encode().join(page.parts) if has_form else page.parts[0]
-        if "gzip" in header(scope, b"accept-encoding") and len(body) > SMALL and not _is_packed(headers):
-            # Level 1 where it is done for one reader. A page with a token has nothing of the reader's input beside it
-            # that changes from one request to the next, so its compressed length tells nothing about the token.
-            body = page.packed if page.packed is not None else gzip.compress(body, 1, mtime=0)
+        token = token_of_reader.encode()
+        body = token.join(page.parts)
+        packable = len(body) > SMALL and not any(name == b"content-encoding" for name, _ in headers)
+        if packable and "gzip" in header(scope, b"accept-encoding"):
+            pieces = page.packed or tuple(map(deflated, page.parts))
+            body = gzipped((deflated(token) if has_form else b"").join(pieces), body)
             headers.append((b"content-encoding", b"gzip"))
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -273,10 +300,6 @@ def _is_whole(start: Message) -> bool:
     """Whether the response is one text, not a stream of events."""
     kind: bytes = next((value for name, value in start["headers"] if name == b"content-type"), b"")
     return start["status"] not in (204, 304) and not kind.startswith(b"text/event-stream")
-
-
-def _is_packed(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"content-encoding" for name, _ in headers)
 
 
 def _has(sent: str, tag: str) -> bool:

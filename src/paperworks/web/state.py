@@ -38,6 +38,7 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._closed = False
         self.store = Store(settings.store)
         if settings.catalogue:
             self.store.add_cards(registry.catalogue())
@@ -73,9 +74,11 @@ class Site:
             for paper in self.verdicts.report()["papers"]:
                 self.verdicts.figures(paper["id"])
         except Exception:
-            log.exception("could not warm up")
+            if not self._closed:
+                log.exception("could not warm up")
 
     def close(self) -> None:
         """End the runs and close the store."""
+        self._closed = True
         self.runs.close()
         self.store.close()

@@ -135,7 +135,8 @@ function watch(place) {
       state.textContent = run.state;
       state.className = `state ${run.state}`;
     }
-    field("counts").textContent = `${run.done} of ${run.total} trials`;
+    const ready = run.state === "running" ? "getting ready" : "";
+    field("counts").textContent = run.total ? `${run.done} of ${run.total} trials` : ready;
     field("message").textContent = run.message;
     bar.max = run.total || 1;
     bar.value = run.done;
