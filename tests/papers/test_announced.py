@@ -14,7 +14,7 @@ from paperworks.feed.records import arxiv_id, normalised_title, plain_title
 from paperworks.lab import registry
 from paperworks.lab.nouns import Paper
 
-AREAS = ["activations", "kan", "efficiency", "swin", "spiking", "steering", "agents", "motion", "video", "neuro"]
+AREAS = ["feed", "activations", "kan", "efficiency", "swin", "spiking", "steering", "agents", "motion", "video", "neuro"]
 CATALOGUE = registry.catalogue()
 ANNOUNCED = list(registry.announced())
 LISTED = tomllib.loads(files("paperworks.papers").joinpath("announced.toml").read_text(encoding="utf-8"))["paper"]
@@ -23,12 +23,13 @@ each_paper = pytest.mark.parametrize("paper", CATALOGUE, ids=lambda paper: paper
 each_announced = pytest.mark.parametrize("paper", ANNOUNCED, ids=lambda paper: paper.id)
 
 
-def test_the_catalogue_has_45_papers_each_carried_or_announced() -> None:
+def test_the_catalogue_has_45_papers_and_the_daily_papers_page_each_carried_or_announced() -> None:
     carried = {paper.id for paper in registry.papers()}
     announced = {paper.id for paper in ANNOUNCED}
     assert not carried & announced
     assert [paper.id for paper in CATALOGUE] == sorted(carried | announced)
-    assert len(CATALOGUE) == 45
+    assert len(CATALOGUE) == 46
+    assert registry.find("daily-papers") in CATALOGUE
     assert {paper.id for paper in CATALOGUE if paper.carried} == carried
 
 

@@ -1,4 +1,4 @@
-"""Forms: subscribing from the first click to the last, votes, preferences, the owner; and that only our own forms do."""
+"""Forms: subscribing from the first click to the last, votes, preferences, the owner; only our own forms are taken."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def test_several_processes_serve_one_site(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     program = (
         "from paperworks.web import Settings; from paperworks.web.server import serve\n"
-        f"settings = Settings(store={str(tmp_path / 'site.sqlite')!r}, secret='shared', owner_token='t', catalogue=False)\n"
+        f"store = {str(tmp_path / 'site.sqlite')!r}\n"
+        "settings = Settings(store=store, secret='shared', owner_token='t', catalogue=False)\n"
         f"if __name__ == '__main__': serve(settings, '127.0.0.1', {port}, workers=2)\n"
     )
     script = tmp_path / "serve_it.py"
@@ -55,7 +56,7 @@ def test_several_processes_serve_one_site(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
         base, page = f"http://127.0.0.1:{port}", None
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while page is None:
             assert time.monotonic() < deadline
             assert process.poll() is None

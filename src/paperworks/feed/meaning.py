@@ -33,8 +33,6 @@ VERSION = 1
 
 MOST_FEATURES = 50_000
 
-FEWEST = 20
-
 EXACT = 1000
 """Texts up to which the singular value decomposition is exact; beyond, randomised (Halko et al., 2011)."""
 
@@ -71,8 +69,7 @@ class LSA:
     """Latent semantic analysis.
 
     Args:
-        dimensions: at most; for a small catalogue half the number of its texts, but not fewer than 20 where it has
-            so many.
+        dimensions: at most. As many as there are texts say what TF-IDF says: there is too little to learn from.
         seed: of the randomised singular value decomposition.
 
     Raises ValueError for fewer than one dimension.
@@ -107,7 +104,7 @@ class LSA:
             made._idf = np.array([math.log((1 + total) / (1 + papers[f])) + 1 for f in made._places], np.float32)
             data, indices, starts = made._weights(counted)
             x = csr_matrix((data, indices, starts), shape=(total, len(made._places)))
-            most = min(self.dimensions, max(FEWEST, total // 2), total, len(made._places))
+            most = min(self.dimensions, total, len(made._places))
             made._components = self._directions(x, most)
         made.name = f"{self.family}-{hashlib.sha256(made.to_bytes()).hexdigest()[:12]}"
         return made

@@ -54,6 +54,10 @@ def _is_meta(text: str) -> bool:
     return changed and re.fullmatch(r"\W*(?:\d+\W*(?:comments?)?\W*)?", rest, re.IGNORECASE) is not None
 
 
+LONGEST_META = 200
+"""Characters of a meta line; what is longer is text."""
+
+
 def _meta(text: str, page_date: date) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if match := _AUTHORS.search(text):
@@ -86,7 +90,7 @@ def _blocks(text: str) -> list[tuple[str, bool]]:
     for line in [*lines, ""]:
         # The meta line may come as one line or as several: "3 authors", "·", "Apr 24", "2".
         piece = " · ".join([*meta, line])
-        if line and _is_meta(piece):
+        if line and len(piece) <= LONGEST_META and _is_meta(piece):
             meta.append(line)
             open_block = False
         elif meta and (not line or re.fullmatch(r"\W+", line)):

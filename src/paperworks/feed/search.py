@@ -37,7 +37,7 @@ MOST_WORDS = 64
 NEIGHBOURS = 50
 """Papers from which the similar ones are chosen."""
 
-LIKENESS = 0.7
+LIKENESS = 0.85
 """Share of likeness to the paper against difference from those chosen before, in `Search.similar`."""
 
 KEPT_FILTERS = 32
@@ -163,7 +163,7 @@ class Search:
         """The papers nearest to one in meaning; those that repeat what a nearer one says come later.
 
         Maximal marginal relevance (Carbonell and Goldstein, 1998): the next is the one with the largest
-        0.7 likeness to the paper - 0.3 largest likeness to one chosen before. The score is the likeness, in 0 to 1.
+        0.85 likeness to the paper - 0.15 largest likeness to one chosen before. The score is the likeness, in 0 to 1.
 
         Raises ValueError for a paper that is not in the catalogue and for a limit below 1.
         """

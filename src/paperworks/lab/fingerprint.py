@@ -31,6 +31,9 @@ def _source_path(module: str) -> Path | None:
         return None
     if module.partition(".")[0] in sys.stdlib_module_names:
         return None
+    top = module.partition(".")[0]
+    if top not in (module, "paperworks") and _source_path(top) is None:
+        return None  # of an installed package: finding a submodule would import the package
     try:
         spec = find_spec(module)
     except (ImportError, AttributeError, ValueError):

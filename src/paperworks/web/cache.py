@@ -41,8 +41,8 @@ State = tuple[int, float]
 class Kept:
     """A rendered page. `parts` are what lies between the places of the reader's form token; one part has none.
 
-    `packed` are the parts deflated, each by itself: with the token deflated by itself between them they make one
-    stream, at no cost a reader, and the length of the stream tells nothing of the token.
+    `packed` are the parts deflated, each by itself: with the token between them, not compressed, they make one stream,
+    at no cost a reader, and the length of the stream tells nothing of the token.
     """
 
     parts: tuple[bytes, ...]
@@ -58,9 +58,9 @@ class Kept:
         return sum(map(len, self.parts)) + sum(map(len, self.packed))
 
 
-def deflated(piece: bytes) -> bytes:
+def deflated(piece: bytes, level: int = 6) -> bytes:
     """A piece of a raw deflate stream that ends on a byte and that others may follow."""
-    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15)
     return packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
@@ -185,16 +185,17 @@ class PageCache:
             return
         loop = asyncio.get_running_loop()
         place = (id(loop), *key)
-        page, making = self._get(key, generation), self._making.get(place)
-        if page is None and making is not None:
-            # Of several readers who want a page that is not there, one makes it. The others are given the page of a
-            # moment ago, or wait.
+        # Of several readers who want a page that is not there, one makes it. The others are given the page of a moment
+        # ago, or wait.
+        while (page := self._get(key, generation)) is None and (making := self._making.get(place)) is not None:
             before = self._pages.get(key)
             if before is not None and making[0] == generation and time.monotonic() - before.made < MEANWHILE_SECONDS:
                 page = before
-            else:
-                await asyncio.shield(making[1])
+                break
+            await asyncio.shield(making[1])
+            if making[0] == generation:  # what was made for this moment is not one to keep
                 page = self._get(key, generation)
+                break
         if page is not None:
             await self._answer(page, scope, send)
             return
@@ -289,7 +290,7 @@ class PageCache:
         packable = len(body) > SMALL and not any(name == b"content-encoding" for name, _ in headers)
         if packable and "gzip" in header(scope, b"accept-encoding"):
             pieces = page.packed or tuple(map(deflated, page.parts))
-            body = gzipped((deflated(token) if has_form else b"").join(pieces), body)
+            body = gzipped((deflated(token, 0) if has_form else b"").join(pieces), body)
             headers.append((b"content-encoding", b"gzip"))
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})

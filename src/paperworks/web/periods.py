@@ -82,7 +82,7 @@ def week_of(week: date | str) -> Period:
         )
     else:
         monday = week - timedelta(days=week.weekday())
-    check_date("week", monday + timedelta(days=6))
+    check_date("week", monday)
     return Period("week", monday, monday + timedelta(days=6))
 
 
@@ -100,7 +100,7 @@ def _parsed(name: str, pattern: str, text: str, example: str, make: Callable[...
     try:
         if match is not None:
             return make(*map(int, match.groups()))
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise ValueError(f"{name}: got {text[:40]!r}, wanted one such as {example}") from None
 

@@ -89,7 +89,7 @@ def _index(papers: list[Data]) -> list[str]:
 
 def _paper(paper: Data, level: str) -> list[str]:
     facts = [
-        f"arXiv [{paper['arxiv']}]({paper['url']})",
+        f"arXiv [{paper['arxiv']}]({paper['url']})" if paper["arxiv"] else "",
         wording.day(paper["date"]),
         f"{escape(paper['authors'])} ({wording.plural(paper['n_authors'], 'author')})",
         escape(paper["venue"]),

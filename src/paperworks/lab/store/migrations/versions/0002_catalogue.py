@@ -38,10 +38,14 @@ POSTGRES = (
     """CREATE TABLE search_words (
         paper BIGINT PRIMARY KEY REFERENCES papers (number) ON DELETE CASCADE, words tsvector NOT NULL)""",
     "CREATE INDEX search_words_gin ON search_words USING gin (words)",
+    # without accents and punctuation: the parser would keep a word with a point or a stroke in it as an address
+    r"""CREATE FUNCTION search_words_of(written text) RETURNS tsvector LANGUAGE sql IMMUTABLE AS $$
+        SELECT to_tsvector('english', regexp_replace(
+            regexp_replace(normalize(written, NFKD), '[\u0300-\u036f]', '', 'g'), '[!-/\:-@\[-`{-~]+', ' ', 'g'))
+    $$""",
     """CREATE FUNCTION search_words_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO search_words VALUES (new.number,
-            setweight(to_tsvector('english', new.title), 'A') || setweight(to_tsvector('english', new.keywords), 'B')
-            || setweight(to_tsvector('english', new.body), 'C'))
+        INSERT INTO search_words VALUES (new.number, setweight(search_words_of(new.title), 'A')
+            || setweight(search_words_of(new.keywords), 'B') || setweight(search_words_of(new.body), 'C'))
         ON CONFLICT (paper) DO UPDATE SET words = excluded.words;
         RETURN NULL;
     END $$""",
@@ -215,6 +219,7 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP TRIGGER search_words_keep ON papers")
         op.execute("DROP FUNCTION search_words_keep")
+        op.execute("DROP FUNCTION search_words_of")
     else:
         for event in ("insert", "delete", "update"):
             op.execute(f"DROP TRIGGER search_words_{event}")

@@ -1,7 +1,8 @@
 """What search keeps beside the papers: which of them changed, and the models that were fitted on them.
 
 `search_changes` has one row a paper with the tick of its last change, written by triggers: a process that has seen
-tick t reads the papers of later ticks and nothing else. Ticks only rise, whatever time a change is said to be of.
+tick t reads the papers of later ticks and nothing else. Ticks only rise, whatever time a change is said to be of. A
+change is one of what is searched or filtered by: counts of votes and comments change daily and matter to neither.
 `search_models` keeps fitted models as bytes, so that another process need not fit them again.
 """
 
@@ -13,6 +14,10 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+SEARCHED = ("title", "keywords", "body", "card", "area", "published", "first_seen")
+SQLITE_CHANGED = " OR ".join(f"old.{name} IS NOT new.{name}" for name in SEARCHED)
+POSTGRES_CHANGED = " OR ".join(f"old.{name} IS DISTINCT FROM new.{name}" for name in SEARCHED)
+
 SQLITE = (
     "CREATE TABLE search_changes (tick INTEGER PRIMARY KEY AUTOINCREMENT, paper INTEGER NOT NULL UNIQUE)",
     """CREATE TRIGGER search_changes_insert AFTER INSERT ON papers BEGIN
@@ -21,7 +26,8 @@ SQLITE = (
     """CREATE TRIGGER search_changes_delete AFTER DELETE ON papers BEGIN
         INSERT OR REPLACE INTO search_changes(paper) VALUES (old.number);
     END""",
-    """CREATE TRIGGER search_changes_update AFTER UPDATE ON papers BEGIN
+    f"""CREATE TRIGGER search_changes_update AFTER UPDATE ON papers
+        WHEN {SQLITE_CHANGED} OR json_extract(old.data, '$.code') IS NOT json_extract(new.data, '$.code') BEGIN
         INSERT OR REPLACE INTO search_changes(paper) VALUES (new.number);
     END""",
 )
@@ -34,8 +40,11 @@ POSTGRES = (
         ON CONFLICT (paper) DO UPDATE SET tick = excluded.tick;
         RETURN NULL;
     END $$""",
-    """CREATE TRIGGER search_changes_keep AFTER INSERT OR UPDATE OR DELETE ON papers
+    """CREATE TRIGGER search_changes_keep AFTER INSERT OR DELETE ON papers
         FOR EACH ROW EXECUTE FUNCTION search_changes_keep()""",
+    f"""CREATE TRIGGER search_changes_update AFTER UPDATE ON papers
+        FOR EACH ROW WHEN ({POSTGRES_CHANGED} OR old.data -> 'code' IS DISTINCT FROM new.data -> 'code')
+        EXECUTE FUNCTION search_changes_keep()""",
 )
 
 
@@ -58,6 +67,7 @@ def downgrade() -> None:
     op.drop_table("search_models")
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP TRIGGER search_changes_keep ON papers")
+        op.execute("DROP TRIGGER search_changes_update ON papers")
         op.execute("DROP FUNCTION search_changes_keep")
     else:
         for event in ("insert", "delete", "update"):
