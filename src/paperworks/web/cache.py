@@ -205,7 +205,7 @@ class PageCache:
             await self._through(scope, receive, send, generation)
         finally:
             mine[1].set_result(None)
-            if self._making[place] is mine:
+            if self._making.get(place) is mine:
                 del self._making[place]
 
     def _get(self, key: tuple[str, bytes], generation: Any) -> Kept | None:
