@@ -124,6 +124,38 @@ def quality(split: str = "test") -> dict[str, float]:
         return found
 
 
+def scale(papers: int, folder: str, queries: int = 200) -> dict[str, float]:
+    """What so many made-up papers take: seconds to add, index and open, the database in MiB, memory, time a query.
+
+    ``python benchmarks/daily_papers.py 1000000 FOLDER`` prints it. Seconds are of the wall clock, ``cpu_ms`` of the
+    processor; the index is made in this process, memory is its largest.
+    """
+    import resource
+    import time
+
+    import numpy as np
+
+    path, told, started = Path(folder) / "scale.sqlite", {}, time.perf_counter()
+    with Store(path) as store:
+        store.add(PaperRecord(**facts) for facts in synthetic_papers(papers))
+        told["add_s"] = time.perf_counter() - started
+        for step in ("index_s", "open_s"):
+            search, started = Search(store), time.perf_counter()
+            search.refresh()
+            told[step] = time.perf_counter() - started
+        asked = synthetic_queries(list(islice(synthetic_papers(papers), 2000)), queries + 4)
+        taken = []
+        for query in asked:
+            wall, processor = time.perf_counter(), time.process_time()
+            search.query(query)
+            taken.append((1000 * (time.perf_counter() - wall), 1000 * (time.process_time() - processor)))
+        for name, column in zip(("ms", "cpu_ms"), np.array(taken[4:]).T, strict=True):
+            told |= {f"p50_{name}": float(np.median(column)), f"p95_{name}": float(np.quantile(column, 0.95))}
+        told["largest_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    told["database_mib"] = path.stat().st_size / 2**20
+    return told
+
+
 def cases() -> list[Case]:
     """One query on 10,000 papers."""
     told = ", ".join(f"{name} {value:.3f}" for name, value in quality().items())
@@ -137,3 +169,10 @@ def cases() -> list[Case]:
             floor_bytes=PAPERS * 128 * 4,
         )
     ]
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    sys.stdout.write(json.dumps(scale(int(sys.argv[1]), sys.argv[2]), indent=1) + "\n")

@@ -13,8 +13,8 @@ PARTS = ("words", "typos", "meaning")
 """The lists: papers that share words with the query, with what may have been meant by unknown words, and in meaning."""
 
 WEIGHTS: Mapping[str, float] = {"words": 1.0, "typos": 1.0, "meaning": 1.0}
-"""Chosen on the tuning half of the judged queries (`evaluation.choose_weights`): of 0.25 to 4 for meaning 1 is best; that
-of typos makes no difference from 0.25 to 4."""
+"""Chosen on the tuning half of the judged queries (`evaluation.choose_weights`): of 0.25 to 4 for meaning 1 is best;
+that of typos makes no difference from 0.25 to 4."""
 
 K = 60
 """Of the ranks; 1 to 60 differ by less than 0.005 in nDCG@10 on the tuning half."""
