@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from paperworks.feed.records import PaperRecord
 from paperworks.feed.store import Store
+from paperworks.lab import registry
 from paperworks.web import Settings, create_app, views
 from paperworks.web.models import Filters, Model
 from paperworks.web.settings import RATES, Rate
@@ -256,7 +257,7 @@ def test_runs_are_off_where_the_site_is_not_only_for_this_machine(tmp_path: Path
         ({"paper": "\ud800"}, 422),
         ({"paper": "ash", "tier": "full; rm -rf /"}, 422), ({"paper": "ash", "claims": ["nothing"]}, 422),
         ({"paper": "ash", "claims": []}, 422), ({"paper": "ash", "settings": {"data": "cifar:/etc"}}, 422),
-        ({"paper": "ash", "device": "cuda"}, 422), ({"paper": "swin-unetr"}, 422), ({"paper": 7}, 422),
+        ({"paper": "ash", "device": "cuda"}, 422), ({"paper": registry.announced()[0].id}, 422), ({"paper": 7}, 422),
         ({"paper": "ash", "claims": [{"a": 1}]}, 422), ({"paper": "x" * 10_000}, 422),
     ],
 )  # fmt: skip
