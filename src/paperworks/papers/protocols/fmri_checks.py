@@ -124,8 +124,8 @@ def views_are_drawn_from_the_clip(trial: Trial) -> dict[str, float]:
 def attribution_is_complete(trial: Trial) -> dict[str, float]:
     """Residual over change at the full depth and width on a smaller grid, in float64, by points of the path."""
     with trial.global_generators("weights"):
-        model = SwiFT((48, 48, 48, 2), num_outputs=1).double().eval()
-    x = torch.randn(1, 1, 48, 48, 48, 2, generator=trial.generator("clip"), dtype=torch.float64)
+        model = SwiFT((48, 48, 48, 4), num_outputs=1).double().eval()
+    x = torch.randn(1, 1, 48, 48, 48, 4, generator=trial.generator("clip"), dtype=torch.float64)
     x = functional.avg_pool3d(x[0].movedim(-1, 0), 5, 1, 2).movedim(0, -1).unsqueeze(0) * 8
     found = {}
     for steps in (4, 16):
