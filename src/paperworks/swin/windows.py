@@ -108,7 +108,7 @@ class RelativePositionBias(nn.Module):
                     raise ValueError(f"n: got {n}, wanted 1 to {len(index)}")
                 index = index[:n, :n]
         table = self.relative_position_bias_table
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+        if torch.compiler.is_compiling() or table.is_meta or (torch.is_grad_enabled() and table.requires_grad):
             return self._look_up(index)
         key = (tuple(index.shape), exact, table.dtype, table.device)
         kept = self._kept.get(key)
