@@ -128,7 +128,7 @@ def way_back(trial: Trial) -> dict[str, float]:
     optimizer.first_step(zero_grad=True)
     F.cross_entropy(model(images), target).backward()
     with torch.no_grad():
-        scale = 0.05 * float(1 / (climb_norm(parameters, slopes) + EPS))
+        scale = 0.05 * float(1 / (climb_norm([*parameters], slopes) + EPS))
         for p, old, g in zip(parameters, before, slopes, strict=True):
             subtracted += int((p - g * scale != old).sum())
             unreached += p.grad is None and not torch.equal(p, old)
