@@ -155,7 +155,8 @@ def print_card(paper: Paper, verdicts: Sequence[Verdict]) -> None:
     """A paper's card with the verdicts the store has."""
     console = wide_console()
     console.print(f"[bold]{escape(paper.title)}[/]")
-    facts = [f"arXiv {paper.arxiv}" if paper.arxiv else "", paper.date.isoformat(), paper.authors, paper.venue, paper.code]
+    number = f"arXiv {paper.arxiv}" if paper.arxiv else ""
+    facts = [number, paper.date.isoformat(), paper.authors, paper.venue, paper.code]
     console.print(escape(" · ".join(fact for fact in facts if fact)), style="dim")
     console.print(escape(textwrap.fill(paper.summary, min(100, console.width))), "\n", sep="")
     for claim in paper.claims:

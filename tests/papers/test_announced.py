@@ -14,7 +14,9 @@ from paperworks.feed.records import arxiv_id, normalised_title, plain_title
 from paperworks.lab import registry
 from paperworks.lab.nouns import Paper
 
-AREAS = ["feed", "activations", "kan", "efficiency", "swin", "spiking", "steering", "agents", "motion", "video", "neuro"]
+AREAS = [
+    *["feed", "activations", "kan", "efficiency", "swin", "spiking", "steering", "agents", "motion", "video", "neuro"]
+]
 CATALOGUE = registry.catalogue()
 ANNOUNCED = list(registry.announced())
 LISTED = tomllib.loads(files("paperworks.papers").joinpath("announced.toml").read_text(encoding="utf-8"))["paper"]

@@ -1,0 +1,18 @@
+"""Swin UNETR (arXiv 2201.01266): the network, its loss, its scores, and how a whole volume is segmented."""
+
+from paperworks.data.brain_tumours import BraTSVolumes, brats_regions
+from paperworks.swin.swin_unetr.inference import importance_map, predict_volume
+from paperworks.swin.swin_unetr.network import SwinEncoder, SwinUNETR
+from paperworks.swin.swin_unetr.scores import dice_score, hd95, soft_dice_loss
+
+__all__ = [
+    "BraTSVolumes",
+    "SwinEncoder",
+    "SwinUNETR",
+    "brats_regions",
+    "dice_score",
+    "hd95",
+    "importance_map",
+    "predict_volume",
+    "soft_dice_loss",
+]
