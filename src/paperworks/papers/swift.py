@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any
 
 from paperworks.lab.nouns import MINIMUM_SEEDS, Arm, Bound, Criterion, Figure, Finding, Need, Paper, Tiers
-from paperworks.papers.protocols import fmri_checks
+from paperworks.lab.trial import Trial
 from paperworks.papers.protocols.fmri import attribution, subject_classification, subject_regression
 
 paper = Paper(
@@ -66,7 +66,8 @@ SEEDS = Tiers(smoke=2, desk=MINIMUM_SEEDS)
 
 # --- exact ---
 
-paper.exact(
+
+@paper.exact(
     "The backbone has 4.31 M parameters.",
     source="the code, at the paper's setting",
     published="4.31 M",
@@ -76,16 +77,28 @@ paper.exact(
         "published class": Bound(equals=4_315_212),
     },
     note="36 channels, depths 2, 2, 6, 2, patches of 6 x 6 x 6 voxels and one frame, 96 x 96 x 96 voxels, 20 frames",
-)(fmri_checks.backbone_size)
+)
+def backbone_size(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.backbone_size` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.backbone_size(trial)
+
+
+@paper.exact(
     "It is the network of the published code: same weights, same feature map.",
     source="the code",
     expect={f"{n} frames: difference / largest": Bound(at_most=1e-5) for n in (4, 6)},
     note="weights under the authors' names, 96 x 96 x 96 voxels in float32; 6 frames are padded to 8 in time",
-)(fmri_checks.equals_the_published_computation)
+)
+def equals_the_published_computation(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.equals_the_published_computation` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.equals_the_published_computation(trial)
+
+
+@paper.exact(
     "4-D windows make attention over volumes and time affordable: 320 times fewer scores than between all tokens.",
     source="abstract, section 3",
     expect={
@@ -97,18 +110,30 @@ paper.exact(
         "counted - by hand": Bound(equals=0),
     },
     note="96 x 96 x 96 voxels, 20 frames; twice the multiply-adds are 22.81 GFLOP",
-)(fmri_checks.windows_are_cheap)
+)
+def windows_are_cheap(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.windows_are_cheap` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.windows_are_cheap(trial)
+
+
+@paper.exact(
     "Its cost is linear in the number of frames.",
     source="section 3",
     expect={
         "40 frames / 20 frames": Bound(equals=2, tolerance=0.02),
         "attention between all tokens: 40 / 20": Bound(equals=4, tolerance=0.04),
     },
-)(fmri_checks.cost_is_linear_in_frames)
+)
+def cost_is_linear_in_frames(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.cost_is_linear_in_frames` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.cost_is_linear_in_frames(trial)
+
+
+@paper.exact(
     "Absolute positions take fewer parameters than relative biases in every window would.",
     source="our question to the choice of section 3",
     expect={
@@ -118,9 +143,15 @@ paper.exact(
         "entries looked up a block and head": Bound(equals=65_536),
     },
     note="at the paper's setting, all stages",
-)(fmri_checks.what_positions_cost)
+)
+def what_positions_cost(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.what_positions_cost` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.what_positions_cost(trial)
+
+
+@paper.exact(
     "At the start the local loss of a batch of 8, summed as in the published code, outweighs the instance loss by 3.2.",
     source="the code",
     expect={
@@ -130,30 +161,54 @@ paper.exact(
         "sum / instance": Bound(equals=3.245, tolerance=1e-3),
     },
     note="log 15, log 3 and 8 log 3, for embeddings that are all alike",
-)(fmri_checks.balance_of_the_losses)
+)
+def balance_of_the_losses(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.balance_of_the_losses` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.balance_of_the_losses(trial)
+
+
+@paper.exact(
     "A clip has one random map for all its frames; one a frame would move the head by half its contrast.",
     source="the code",
     expect={"a clip": Bound(at_most=1e-6), "a frame": Bound(at_least=0.2)},
     note="deviation over time of a still clip over that of its voxels",
-)(fmri_checks.one_map_a_clip)
+)
+def one_map_a_clip(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.one_map_a_clip` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.one_map_a_clip(trial)
+
+
+@paper.exact(
     "Every augmented view is drawn from the clip itself, not from the view before it.",
     source="our reading of the method; the code writes through a view of the batch",
     expect={
         "here: change of the clip": Bound(equals=0),
         "through a view: change of the clip": Bound(at_least=0.1),
     },
-)(fmri_checks.views_are_drawn_from_the_clip)
+)
+def views_are_drawn_from_the_clip(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.views_are_drawn_from_the_clip` measures it."""
+    from paperworks.papers.protocols import fmri_checks
 
-paper.exact(
+    return fmri_checks.views_are_drawn_from_the_clip(trial)
+
+
+@paper.exact(
     "Attributions add up to the change of the output.",
     source="integrated gradients, which the paper uses",
     expect={"4 points": Bound(at_most=0.02), "16 points": Bound(at_most=1e-4)},
     note="random weights at the paper's width and depth on 48 x 48 x 48 voxels, float64",
-)(fmri_checks.attribution_is_complete)
+)
+def attribution_is_complete(trial: Trial) -> dict[str, float]:
+    """As `fmri_checks.attribution_is_complete` measures it."""
+    from paperworks.papers.protocols import fmri_checks
+
+    return fmri_checks.attribution_is_complete(trial)
+
 
 # --- measured ---
 
