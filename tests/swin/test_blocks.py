@@ -167,6 +167,14 @@ def test_what_users_do_with_modules() -> None:
     torch.testing.assert_close(compiled(x), wanted)
 
 
+def test_export_before_the_first_call_leaves_nothing_of_its_own_behind() -> None:
+    model = SwinClassifier(3, dim=8, depths=(2,), num_heads=(1,), patch=2, window=5, in_chans=1).eval()
+    x = torch.randn(1, 1, 26, 28)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_state_dicts_go_there_and_back(layout: str) -> None:
     one, other = SwinClassifier(3, **TINY), SwinClassifier(3, **TINY)

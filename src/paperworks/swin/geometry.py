@@ -5,10 +5,11 @@ Maps are channels-last, (B, *space, C). A window of size M_1 x ... x M_n holds N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from itertools import product
 from math import prod
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ __all__ = [
     "Sizes",
     "cyclic_shift",
     "fit_window",
+    "kept",
     "pad_to_window",
     "padded",
     "relative_position_index",
@@ -29,7 +31,21 @@ __all__ = [
 ]
 
 Sizes = tuple[int, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
 AXES = range(1, 5)
+
+
+def kept(make: Callable[P, T]) -> Callable[P, T]:
+    """`make` with its results kept by its arguments; not those made under a tracer, whose tensors are no real ones."""
+    keeping = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        return make(*args, **kwargs) if traced else keeping(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call
 
 
 def sizes(name: str, value: Sequence[int], axes: int | None = None, least: int = 1) -> Sizes:
@@ -161,14 +177,14 @@ def shift_mask(
     return _shift_mask(space, window, shift, torch.device(device or "cpu")) if any(shift) else None
 
 
-@lru_cache(maxsize=64)
+@kept
 def _shift_mask(space: Sizes, window: Sizes, shift: Sizes, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         labels = shift_regions(space, window, shift)
         return (labels.unsqueeze(1) == labels.unsqueeze(2)).to(device)
 
 
-@lru_cache(maxsize=64)
+@kept
 def index_of(window: Sizes) -> Tensor:
     with torch.inference_mode(False):
         places = torch.tensor(list(product(*map(range, window))), device="cpu")
@@ -184,7 +200,7 @@ def relative_position_index(window: Sequence[int]) -> Tensor:
     return index_of(sizes("window", window)).clone()
 
 
-@lru_cache(maxsize=64)
+@kept
 def index_inside(smaller: Sizes, window: Sizes) -> Tensor:
     """As `index_of`, of the smaller window, with rows of the larger window's table."""
     with torch.inference_mode(False):

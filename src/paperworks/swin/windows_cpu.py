@@ -9,7 +9,6 @@ arithmetic of the attention. GELU keeps its input alone for the backward pass.
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks import native
-from paperworks.swin.geometry import Sizes, cyclic_shift, pad_to_window, padded, shift_regions, window_partition
+from paperworks.swin.geometry import Sizes, cyclic_shift, kept, pad_to_window, padded, shift_regions, window_partition
 
 __all__ = ["Layout", "attend", "layout", "mlp", "usable"]
 
@@ -61,7 +60,7 @@ class Layout(NamedTuple):
     space: Sizes
 
 
-@lru_cache(maxsize=64)
+@kept
 def layout(space: Sizes, window: Sizes, shift: Sizes, order: str = "pad-roll", mask_padding: bool = False) -> Layout:
     """The layout of a map cut into windows, as `paperworks.swin.blocks.WindowBlock` cuts it."""
     with torch.inference_mode(False):
