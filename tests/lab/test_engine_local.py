@@ -84,11 +84,14 @@ def test_exclusive_trials_run_with_nothing_beside_them() -> None:
 
 
 def test_closing_the_iterator_ends_the_workers() -> None:
+    others = set(_workers(psutil.Process()))  # a database server that another test uses
     specs = list(specs_of("hang", "raise").values())
     results = LocalEngine(2).run(specs)
     next(results)
+    assert set(_workers(psutil.Process())) - others
     results.close()  # type: ignore[attr-defined]
-    assert not [p for p in _workers(psutil.Process()) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    left = set(_workers(psutil.Process())) - others
+    assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def _workers(process: psutil.Process) -> list[psutil.Process]:
