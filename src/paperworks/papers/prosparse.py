@@ -21,15 +21,7 @@ paper = Paper(
     n_authors=11,
     venue="COLING 2025",
     code="https://github.com/Raincleared-Song/sparse_gpu_operator",
-    keywords=(
-        "activation sparsity",
-        "large language model",
-        "relu",
-        "llama",
-        "inference speed",
-        "feed-forward network",
-        "l1 penalty",
-    ),
+    keywords=("activation sparsity", "large language model", "relu", "llama", "feed-forward network", "l1 penalty"),
     method="paperworks.efficiency.prosparse",
     summary=(
         "Decoding one token at a time is bound by reading the weights, and two thirds of them stand in feed-forward "
