@@ -48,7 +48,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow

@@ -31,13 +31,13 @@ def counting(trial: Trial, calls: list[int], **identity: Any) -> dict[str, torch
 
 def test_it_is_made_once_for_seed_identity_and_code_and_comes_back_equal(folder: Path) -> None:
     calls: list[int] = []
-    first = counting(Trial(3, code=lambda: "a"), calls, steps=5)
-    again = counting(Trial(3, code=lambda: "a"), calls, steps=5)
+    first = counting(Trial(3, code="a"), calls, steps=5)
+    again = counting(Trial(3, code="a"), calls, steps=5)
     assert len(calls) == 1
     assert all(torch.equal(first[name], again[name]) for name in ("w", "w transposed", "step"))
-    for other in (Trial(4, code=lambda: "a"), Trial(3, code=lambda: "b")):
+    for other in (Trial(4, code="a"), Trial(3, code="b")):
         counting(other, calls, steps=5)
-    counting(Trial(3, code=lambda: "a"), calls, steps=6)
+    counting(Trial(3, code="a"), calls, steps=6)
     assert len(calls) == 4
 
 
@@ -50,7 +50,7 @@ def test_a_trial_made_by_hand_keeps_nothing(folder: Path) -> None:
 
 
 def test_a_stage_that_fails_is_made_again(folder: Path) -> None:
-    trial = Trial(1, code=lambda: "a")
+    trial = Trial(1, code="a")
     with pytest.raises(ZeroDivisionError):
         trial.stage("x", lambda: {"y": torch.tensor(1 / 0)})
     assert trial.stage("x", lambda: {"y": torch.tensor(2.0)})["y"] == 2
@@ -66,7 +66,7 @@ def _slow(folder: Path, queue: Any) -> None:
         queue.put("made")
         return {"y": torch.ones(1)}
 
-    Trial(1, code=lambda: "a").stage("x", make)
+    Trial(1, code="a").stage("x", make)
 
 
 def test_two_processes_make_it_once(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paperworks.lab.fingerprint import fingerprint
 from paperworks.lab.machine import this_machine
 from paperworks.lab.nouns import Arm, Protocol, resolve
 from paperworks.lab.records import TrialResult, TrialSpec
@@ -28,19 +26,10 @@ def _numbers(found: Any, wanted: Mapping[str, object] | None) -> dict[str, float
     return numbers
 
 
-def _code(spec: TrialSpec) -> str:
-    """Digest of the source of the protocol, whatever the arm, and of the user's files that its settings name."""
-    target = resolve(spec.target)
-    settings = target.settings if isinstance(target, Protocol) else ()
-    signatures = [str(resolve(s.signature)(spec.settings[s.name])) for s in settings if s.signature]
-    named = {s.name: spec.settings[s.name] for s in settings if s.signature}
-    return fingerprint(spec.target, extra=(*signatures, json.dumps(named, sort_keys=True)))
-
-
 def execute(spec: TrialSpec, progress: Callable[[float, str], None] | None = None) -> TrialResult:
     """Run the trial that `spec` names; an exception becomes a result with status ``"error"`` and its traceback."""
     started = time.perf_counter()
-    trial = Trial(spec.seed, spec.tier, spec.device, spec.settings, progress, lambda: _code(spec))
+    trial = Trial(spec.seed, spec.tier, spec.device, spec.settings, progress, spec.code)
     try:
         target = resolve(spec.target)
         if isinstance(target, Protocol):

@@ -13,10 +13,12 @@ import ast
 import hashlib
 import sys
 import sysconfig
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 LAB_VERSION = 1
 SLICED = "paperworks.papers"
@@ -60,10 +62,6 @@ def _parsed(path: Path, modified: int) -> ast.Module:
     return tree
 
 
-def _tree(path: Path) -> ast.Module:
-    return _parsed(path, path.stat().st_mtime_ns)
-
-
 def _imports(nodes: list[ast.stmt], module: str, is_package: bool) -> set[str]:
     """Names of the modules that `nodes` may import; submodules named in ``from package import name`` included."""
     found = set()
@@ -80,11 +78,11 @@ def _imports(nodes: list[ast.stmt], module: str, is_package: bool) -> set[str]:
     return found
 
 
-def _kernels(nodes: list[ast.stmt], path: Path) -> set[Path]:
-    """C sources beside the module that `nodes` name, as in ``Path(__file__).with_name("ash.c")``."""
+def _kernels(nodes: list[ast.stmt]) -> list[str]:
+    """Names of the C sources beside the module that `nodes` may name, as in ``Path(__file__).with_name("ash.c")``."""
     inner = (constant for node in nodes for constant in ast.walk(node) if isinstance(constant, ast.Constant))
     names = {c.value for c in inner if isinstance(c.value, str) and c.value.endswith(".c") and "/" not in c.value}
-    return {kernel for name in names if (kernel := path.with_name(name)).is_file()}
+    return sorted(names)
 
 
 def _bound_names(node: ast.stmt) -> set[str]:
@@ -122,30 +120,52 @@ def _with_parents(module: str) -> set[str]:
     return {".".join(parts[: i + 1]) for i in range(len(parts))}
 
 
+@dataclass(frozen=True)
+class _Code:
+    """A module, or a part of it: the hash of its statements, the C sources they name, the modules they may import."""
+
+    digest: Any
+    kernels: list[str]
+    imports: set[str]
+
+
+@lru_cache(maxsize=4096)
+def _code(path: Path, modified: int, module: str, attribute: str = "") -> _Code:
+    """The whole module, or with `attribute` what that refers to."""
+    tree = _parsed(path, modified)
+    nodes = _slice(tree, attribute) if attribute else tree.body
+    imported = _imports(nodes, module, path.name == "__init__.py")
+    return _Code(
+        hashlib.sha256("\n".join(ast.dump(node) for node in nodes).encode()),
+        _kernels(nodes),
+        set().union(*(_with_parents(name) for name in imported)),
+    )
+
+
 def sources(*targets: str) -> dict[str, str]:
     """Digest by module name of the source that `targets` (``package.module:attribute``) execute."""
     digests: dict[str, str] = {}
     waiting: set[str] = set()
 
-    def read(module: str, label: str, nodes: list[ast.stmt], path: Path) -> None:
-        digest = hashlib.sha256("\n".join(ast.dump(node) for node in nodes).encode())
-        for kernel in sorted(_kernels(nodes, path)):
-            digest.update(kernel.read_bytes())
+    def note(label: str, code: _Code, path: Path) -> None:
+        digest = code.digest.copy()
+        for kernel in map(path.with_name, code.kernels):
+            if kernel.is_file():
+                digest.update(kernel.read_bytes())
         digests[label] = digest.hexdigest()
-        for name in _imports(nodes, module, path.name == "__init__.py"):
-            waiting.update(_with_parents(name))
+        waiting.update(code.imports)
 
     for target in targets:
         module, _, attribute = target.partition(":")
         if path := _source_path(module):
             if module.startswith(SLICED + "."):
-                read(module, target, _slice(_tree(path), attribute), path)
+                note(target, _code(path, path.stat().st_mtime_ns, module, attribute), path)
             else:
                 waiting |= _with_parents(module)
     while waiting:
         module = waiting.pop()
         if module not in digests and (path := _source_path(module)):
-            read(module, module, _tree(path).body, path)
+            note(module, _code(path, path.stat().st_mtime_ns, module), path)
     return digests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -99,11 +100,15 @@ def _signature(target: str, value: Any) -> str:
     return str(resolve(target)(value))
 
 
+def _stage_code(target: str, signatures: tuple[str, ...] = (), named: Mapping[str, Any] | None = None) -> str:
+    """Digest of the source of a protocol, whatever the arm, and of the user's files that its settings name."""
+    return _fingerprint(target, "", (*signatures, json.dumps(named or {}, sort_keys=True)))
+
+
 def trial_spec(protocol: Protocol, arm: Arm, seed: int, settings: Mapping[str, Any], at: Circumstances) -> TrialSpec:
     """The trial of one arm at one seed with complete `settings`."""
-    signatures = tuple(
-        _signature(setting.signature, settings[setting.name]) for setting in protocol.settings if setting.signature
-    )
+    signing = {setting.name: setting.signature for setting in protocol.settings if setting.signature}
+    signatures = tuple(_signature(signature, settings[name]) for name, signature in signing.items())
     return TrialSpec(
         protocol.target,
         _fingerprint(protocol.target, arm.target, signatures),
@@ -119,6 +124,7 @@ def trial_spec(protocol: Protocol, arm: Arm, seed: int, settings: Mapping[str, A
         time_limit=protocol.time_limit,
         memory_limit_gib=protocol.memory_limit_gib,
         preload=protocol.preload,
+        code=_stage_code(protocol.target, signatures, {name: settings[name] for name in signing}),
     )
 
 
@@ -164,7 +170,11 @@ def plan_claim(paper: Paper, claim: Claim, at: Circumstances) -> PlannedClaim:
         return planned
     if claim.protocol is None:
         planned.exact = TrialSpec(
-            claim.target, _fingerprint(claim.target, "", ()), tier=at.tier, label=f"{paper.id}: {claim.id}"
+            claim.target,
+            _fingerprint(claim.target, "", ()),
+            tier=at.tier,
+            label=f"{paper.id}: {claim.id}",
+            code=_stage_code(claim.target),
         )
         return planned
     settings = complete(claim.protocol, at.tier, claim.settings, at.given)

@@ -54,7 +54,8 @@ class TrialSpec:
     """One run: what is executed, with which arm, seed, tier and settings, by which code.
 
     `target` is the import path of a protocol ``(trial, arm)`` or, for an exact claim, of a function ``(trial)``.
-    Label, limits and preloads do not belong to its identity.
+    `code` is the fingerprint of the protocol alone, whatever the arm: what stages are kept under; without it none is
+    kept. Neither it nor label, limits and preloads belong to the identity of the trial.
     """
 
     target: str
@@ -71,6 +72,7 @@ class TrialSpec:
     time_limit: float = 900.0
     memory_limit_gib: float = 8.0
     preload: tuple[str, ...] = ()
+    code: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preload", tuple(self.preload))  # JSON has no tuples
@@ -79,7 +81,7 @@ class TrialSpec:
     def key(self) -> str:
         """Identity: a finished trial with this key is never run again."""
         identity = asdict(self)
-        for name in ("label", "exclusive", "time_limit", "memory_limit_gib", "preload"):
+        for name in ("label", "exclusive", "time_limit", "memory_limit_gib", "preload", "code"):
             del identity[name]
         return digest(identity)
 

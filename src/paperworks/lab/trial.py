@@ -33,7 +33,7 @@ class Trial:
         device: str = "cpu",
         settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
-        code: Callable[[], str] | None = None,
+        code: str = "",
     ) -> None:
         self.seed = seed
         self.tier = tier
@@ -94,11 +94,11 @@ class Trial:
             make: computes it; must depend on nothing but the seed (through this trial's generators) and `identity`.
             identity: every setting it depends on, by name: strings and numbers.
         """
-        if self._code is None:
+        if not self._code:
             return {key: value.detach().cpu().clone() for key, value in make().items()}
         from paperworks.lab.stages import kept
 
-        return kept({"code": self._code(), "name": name, "seed": self.seed, "device": self.device, **identity}, make)
+        return kept({"code": self._code, "name": name, "seed": self.seed, "device": self.device, **identity}, make)
 
     def progress(self, fraction: float, text: str = "") -> None:
         """Report how far the trial is, from 0 to 1."""

@@ -32,7 +32,8 @@ from paperworks.lab.engines import Progress
 from paperworks.lab.machine import cores, this_machine
 from paperworks.lab.records import TrialResult, TrialSpec
 
-PRELOADED = ["numpy", "torch", "scipy.stats", "sklearn.datasets"]
+PRELOADED = ["numpy", "torch", "torch._dynamo", "scipy.stats", "sklearn.datasets"]
+"""`torch._dynamo` is not for compiling: the first optimizer of a process imports it, which takes two seconds."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.05
 OUTPUT_TAIL = 4000
