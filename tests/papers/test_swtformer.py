@@ -113,7 +113,8 @@ def test_a_broken_method_loses_its_exact_claim(broken, monkeypatch: pytest.Monke
 def test_the_cnn_has_the_stride_and_the_weights_of_the_swin() -> None:
     for tier in ("desk", "gpu"):
         settings = {s.name: at_tier(s.default, tier) for s in seeds_from_tags.settings}
-        swin, cnn = swin_backbone(settings), cnn_backbone(settings)
+        with torch.device("meta"):
+            swin, cnn = swin_backbone(settings), cnn_backbone(settings)
         counts = [sum(p.numel() for p in model.parameters()) for model in (swin, cnn)]
         assert abs(counts[1] / counts[0] - 1) < 0.02
         assert method.SWTformer(swin, 2, 1).stride == method.SWTformer(cnn, 2, 1).stride
@@ -249,7 +250,7 @@ def test_the_figure_is_drawn_and_two_seeds_decide_nothing(tmp_path: Path) -> Non
         assert {verdict.status for verdict in verdicts} == {"inconclusive"}
         [drawn] = draw_all(collect(store, [paper]))["swtformer"]
     assert not drawn.missing
-    for words in ("truth", "CNN", "V1", "V2", "mean IoU"):
+    for words in ("truth", "CNN", "V1", "V2", "mean IoU", "best constant background"):
         assert words in drawn.svg
 
 
@@ -267,5 +268,6 @@ def test_the_usage_on_the_card_runs() -> None:
     images, tags = torch.randn(1, 3, 32, 32), torch.zeros(1, 20)
     tags[0, 4] = 1
     scope = {"images": images, "tags": tags}
-    exec(paper.usage.replace("tags[0])  ", "tags[0], scales=(1,))  "), scope)
+    exec(paper.usage.replace("images[0], tags[0])", "images[0], tags[0], scales=(1,))"), scope)
     assert scope["maps"].shape == (21, 32, 32)
+    assert {prompt.label for prompt in scope["prompts"]} <= {4}

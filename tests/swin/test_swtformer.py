@@ -206,7 +206,7 @@ def test_bad_options_are_named(options, named: str) -> None:
 
 
 def test_bad_inputs_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^images"):
+    with pytest.raises(ValueError, match=r"^image"):
         small()(images(1, 3, 32, 40), torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"^labels"):
         small()(images(1, 3, 32, 32), torch.ones(1, 2))

@@ -198,3 +198,19 @@ def test_half_precision_counts_in_full() -> None:
     assert low.dtype == torch.float16
     same = (low.double() == structure_seeds(m.half().double(), x.half().double(), labels)).double().mean()
     assert float(same) > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_absent_classes_and_many_pixels_in_half_precision(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(3)
+    x, labels = torch.randn(24, 4, 48, 48, generator=g).to(dtype), torch.tensor([[1.0, 0.0]]).expand(24, 2)
+    seeds = torch.zeros(24, 3, 48, 48, dtype=dtype)
+    seeds[:, 0, :24], seeds[:, 1, 24:] = 1, 1
+    prototypes = class_prototypes(seeds, x)
+    found = prototype_cam(prototypes, x)
+    assert found.dtype == dtype
+    assert bool(torch.isfinite(found).all())
+    assert float(found[:, 2].abs().max()) == 0
+    loss = class_contrast_loss(x, seeds, prototypes, labels)
+    wanted = class_contrast_loss(x.double(), seeds.double(), prototypes.double(), labels)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-3)

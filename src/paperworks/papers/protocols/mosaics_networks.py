@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,21 @@ def _count(model: nn.Module) -> int:
 
 def cnn_backbone(settings: Mapping[str, Any]) -> ResidualNetwork:
     """The residual network with as many weights as the Swin: widths double, the last makes up the rest."""
-    patch = settings["patch"]
+    patch, stages = settings["patch"], settings["stages"]
+
+    def count(*channels: int) -> int:
+        with torch.device("meta"):
+            return _count(ResidualNetwork(channels, patch))
+
     with torch.device("meta"):
         wanted = _count(swin_backbone(settings))
-        doubled = [tuple(w * 2**i for i in range(settings["stages"])) for w in range(1, settings["width"] + 1)]
-        below = [one for one in doubled if _count(ResidualNetwork(one, patch)) <= wanted] or doubled[:1]
-        *first, last = below[-1]
-        widths = [(*first, c) for c in range(last, 2 * last + 1)]
-        best = min(widths, key=lambda one: abs(_count(ResidualNetwork(one, patch)) - wanted))
+    firsts = range(1, settings["width"] + 1)
+    below = bisect_right(firsts, wanted, key=lambda w: count(*(w * 2**i for i in range(stages))))
+    *first, last = (max(1, below) * 2**i for i in range(stages))
+    lasts = range(last, 2 * last + 1)
+    above = bisect_left(lasts, wanted, key=lambda c: count(*first, c))
+    near = lasts[max(0, above - 1) : above + 1]
+    best = (*first, min(near, key=lambda c: abs(count(*first, c) - wanted)))
     return ResidualNetwork(best, patch)
 
 

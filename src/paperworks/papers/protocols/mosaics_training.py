@@ -18,6 +18,7 @@ from paperworks.swin.swtformer import (
     SWTformer,
     localize,
     multilabel_map,
+    seed_mask,
     seed_miou,
     swtformer_loss,
 )
@@ -148,12 +149,8 @@ def _recall(maps: Iterable[Tensor], masks: Tensor, labels: Tensor, threshold: fl
     """Share of the pixels with a class that the seeds give that class."""
     hit, total = 0, 0
     for found, mask, label in zip(maps, masks, labels, strict=True):
-        found = found.clone()
-        if threshold is not None:
-            found[0] = threshold
-        found[1:][label == 0] = -1
         object_ = mask > 0
-        hit += int((found.argmax(0) == mask)[object_].sum())
+        hit += int((seed_mask(found, label, threshold) == mask)[object_].sum())
         total += int(object_.sum())
     return hit / max(total, 1)
 
@@ -183,11 +180,8 @@ def _keep(trial: Trial, maps: list[Tensor], data: Data, score: SeedScore) -> Non
     """Images, masks and seeds of the first test images, for the figure."""
     several = [i for i, label in enumerate(data["test labels"]) if int(label.sum()) > 1]
     shown = (several + list(range(len(maps))))[:SHOWN]
-    found = torch.stack([maps[i] for i in shown])
-    if score.best_threshold is not None:
-        found[:, 0] = score.best_threshold
-    found[:, 1:][data["test labels"][shown] == 0] = -1
+    seeds = [seed_mask(maps[i], data["test labels"][i], score.best_threshold) for i in shown]
     trial.curve("images", data["test images"][shown].flatten().tolist())
     trial.curve("masks", data["test masks"][shown].flatten().tolist())
-    trial.curve("seeds", found.argmax(1).flatten().tolist())
-    trial.curve("coverage", found[:, 1:].amax(1).flatten().tolist())
+    trial.curve("seeds", torch.stack(seeds).flatten().tolist())
+    trial.curve("coverage", torch.stack([maps[i][1:].amax(0) for i in shown]).flatten().tolist())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.swin.gated_swinrmt.decay import distance_tables, manhattan_table, rotary_tables, rotate
+from paperworks.swin.gated_swinrmt.depthwise import add_depthwise
 from paperworks.swin.gated_swinrmt.passes import Passes, fused_passes
 
 __all__ = ["AxisMasks", "GatedRetention", "ManhattanRetention"]
@@ -56,6 +57,12 @@ class AxisMasks:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type that softmax and sums are computed in: float32 for half precision, else the same."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raises TypeError for an input of another dtype than the weights', unless autocast makes them one."""
+    if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        raise TypeError(f"x: got {x.dtype}, wanted {weight.dtype}, the dtype of the weights")
 
 
 class _Retention(nn.Module):
@@ -129,10 +136,6 @@ class _Retention(nn.Module):
         v = self.v_proj(x)
         return v if self.v_gate is None else F.silu(self.v_gate(x)) * v
 
-    def _enhanced(self, v: Tensor) -> Tensor:
-        """LCE: the depthwise convolution of (B, h, w, C) inside each window."""
-        return self.lce(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
     def _tables(
         self, like: Tensor, length: int, allowed: Tensor | None, added: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -193,10 +196,10 @@ class _Retention(nn.Module):
         return v.permute(0, 3, 1, 2, 4)
 
     def _mixed(self, x: Tensor, masks: AxisMasks | None) -> Tensor:
-        """O of (B, h, w, C)."""
+        """O of (B, h, w, C): the passes, and LCE, the depthwise convolution of the values inside each window."""
         (q, k), v = self._raw(x), self._values(x)
         found = self._both_passes(q, k, v.unflatten(-1, q.shape[-2:]), masks)
-        return found.flatten(-2) + self._enhanced(v)
+        return add_depthwise(self.lce, v, found.flatten(-2))
 
     def _both_passes(self, q: Tensor, k: Tensor, v: Tensor, masks: AxisMasks | None) -> Tensor:
         """`_passes` of q and k as projected: in one go where that can be done."""
@@ -279,6 +282,8 @@ class GatedRetention(_Retention):
     def _masks(self, mask: Tensor | AxisMasks | None, windows: int, h: int, w: int) -> AxisMasks | None:
         if mask is None:
             return None
+        if isinstance(mask, Tensor) and not (mask.dtype == torch.bool or mask.is_floating_point()):
+            raise TypeError(f"mask: got {mask.dtype}, wanted bool, or floating numbers that are added")
         if isinstance(mask, Tensor) and mask.shape[1:] != (h * w, h * w):
             raise ValueError(f"mask: got the shape {tuple(mask.shape)}, wanted (nW, {h * w}, {h * w})")
         masks = AxisMasks.of(mask, h, w) if isinstance(mask, Tensor) else mask
@@ -299,8 +304,9 @@ class GatedRetention(_Retention):
                 `AxisMasks` gives those alone. A token that may attend to none takes itself in "retention" and nothing
                 in "swat".
 
-        Returns the shape of `x`. Raises ValueError for shapes that do not fit.
+        Returns the shape of `x`. Raises ValueError for shapes that do not fit, TypeError for another dtype.
         """
+        check_dtype(x, self.lce.weight)
         h, w = self._window(x)
         masks = self._masks(mask, x.shape[0], h, w)
         windows = x.view(x.shape[0], h, w, self.dim) if x.dim() == 4 else x.unflatten(1, (h, w))
@@ -375,7 +381,8 @@ class ManhattanRetention(_Retention):
         return found.transpose(1, 2).view(v.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> the same shape. Raises ValueError for another shape."""
+        """(B, H, W, C) -> the same shape. Raises ValueError for another shape, TypeError for another dtype."""
+        check_dtype(x, self.lce.weight)
         self._check(x)
         return self._projected(self._mixed(x, None), x)
 

@@ -6,18 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from paperworks.swin.blocks import DropPath
 from paperworks.swin.gated_swinrmt.attention import GatedRetention, ManhattanRetention, Variant
+from paperworks.swin.gated_swinrmt.depthwise import add_depthwise, gelu_depthwise
 from paperworks.swin.gated_swinrmt.windows import MapWindows
 
-__all__ = ["FeedForward", "RMTBlock", "SwinRMTBlock", "depthwise"]
-
-
-def depthwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution of a channels-last map (B, H, W, C)."""
-    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+__all__ = ["FeedForward", "RMTBlock", "SwinRMTBlock"]
 
 
 class FeedForward(nn.Module):
@@ -31,8 +26,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> the same shape."""
-        u = F.gelu(self.fc1(x))
-        return self.fc2(u + depthwise(self.dwconv, u))
+        return self.fc2(gelu_depthwise(self.fc1, self.dwconv, x))
 
 
 class _RetentiveBlock(nn.Module):
@@ -56,7 +50,7 @@ class _RetentiveBlock(nn.Module):
         """(B, H, W, C) -> the same shape. Raises ValueError for another number of axes or of channels."""
         if x.dim() != 4 or x.shape[-1] != self.dim or min(x.shape[1:3]) < 1:
             raise ValueError(f"x: got the shape {tuple(x.shape)}, wanted (B, H, W, {self.dim})")
-        x = x + depthwise(self.pos, x)
+        x = add_depthwise(self.pos, x)
         x = x + self.drop_path(self._attend(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from paperworks.swin.gated_swinrmt.attention import check_dtype
 from paperworks.swin.gated_swinrmt.blocks import RMTBlock, SwinRMTBlock
 
 __all__ = ["GatedSwinRMT", "gated_swinrmt_retention", "gated_swinrmt_swat", "rmt_baseline"]
@@ -164,6 +165,7 @@ class GatedSwinRMT(nn.Module):
     def _pyramid(self, x: Tensor, until: int) -> list[Tensor]:
         if x.dim() != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < 1:
             raise ValueError(f"x: got the shape {tuple(x.shape)}, wanted (B, {self.in_chans}, H, W)")
+        check_dtype(x, self.proj.weight)
         x = self.stem(x).permute(0, 2, 3, 1)
         found = []
         for i in range(until + 1):
@@ -219,7 +221,7 @@ class GatedSwinRMT(nn.Module):
         single token (one image whose map is 1 x 1): ValueError.
         """
         tokens = self.norm(self.proj(x).flatten(0, 2))
-        pooled = F.silu(tokens).view(*x.shape[:3], -1).mean((1, 2))
+        pooled = F.silu(tokens).view(*x.shape[:3], self.projection).mean((1, 2))
         return pooled if pre_logits else self.head(pooled)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

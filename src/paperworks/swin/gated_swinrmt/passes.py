@@ -78,7 +78,7 @@ def _arguments(
         each = 9 * tokens * width + 4 * tokens * longer + 2 * tokens + longer
     else:
         each = 4 * tokens * width + tokens * longer
-    room = torch.empty(threads * each)
+    room = q.new_empty(threads * each)
     cos, sin = passes.rotary or (None, None)
     # masks of the two passes are always given together, so both have the same number of windows
     windows, row_lines = passes.rows[0].shape[:2] if passes.rows[0].dim() == 5 else (1, 1)
@@ -99,7 +99,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, passes: Passes, g: Tensor | None = Non
         return passes_triton.run(q, k, v, passes.rotary, passes.scale, passes.rows, passes.columns, g)
     library = _library()
     assert library is not None
-    made = tuple(torch.empty(q.shape) for _ in range(1 if g is None else 3))
+    made = tuple(torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(1 if g is None else 3))
     pointers = [t.data_ptr() for t in made]
     first, last, held = _arguments(q, k, v, passes, g is not None)
     if g is None:

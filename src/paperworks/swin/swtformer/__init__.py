@@ -13,6 +13,7 @@ The second version follows SIPE (2203.02909), its parent; the form of L_ccl is o
 """
 
 from paperworks.data.voc import VOCClassification
+from paperworks.swin.swtformer.localisation import localize, uncertainty_map
 from paperworks.swin.swtformer.maps import (
     class_contrast_loss,
     class_prototypes,
@@ -22,12 +23,14 @@ from paperworks.swin.swtformer.maps import (
     structure_seeds,
     with_background,
 )
-from paperworks.swin.swtformer.network import LocalizationOutput, SWTformer, localize, swtformer_loss
+from paperworks.swin.swtformer.network import LocalizationOutput, SWTformer, swtformer_loss
+from paperworks.swin.swtformer.prompts import SeedPrompt, seed_mask, seeds_to_points
 from paperworks.swin.swtformer.scores import SeedScore, multilabel_map, seed_miou
 
 __all__ = [
     "LocalizationOutput",
     "SWTformer",
+    "SeedPrompt",
     "SeedScore",
     "VOCClassification",
     "class_contrast_loss",
@@ -37,8 +40,11 @@ __all__ = [
     "multilabel_map",
     "normalize_cam",
     "prototype_cam",
+    "seed_mask",
     "seed_miou",
+    "seeds_to_points",
     "structure_seeds",
     "swtformer_loss",
+    "uncertainty_map",
     "with_background",
 ]

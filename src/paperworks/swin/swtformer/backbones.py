@@ -15,8 +15,8 @@ from paperworks.swin.state_dicts import load_swin_state_dict
 __all__ = ["Stages", "build_backbone", "find_stages"]
 
 SUPPORTED = (
-    "timm's SwinTransformer, transformers' SwinModel, paperworks' SwinClassifier, or a module with `channels`, "
-    "`stride` and `stage_maps(x)`"
+    "timm's SwinTransformer, transformers' SwinModel, paperworks' SwinClassifier or GatedSwinRMT, or a module with "
+    "`channels`, `stride` and `stage_maps(x)`"
 )
 SIZES = {
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -94,6 +94,9 @@ def find_stages(backbone: nn.Module) -> Stages:
         return Stages(channels, int(theirs.config.patch_size) * 2 ** (len(layers) - 1), _transformers)
     if all(hasattr(backbone, name) for name in ("patch_embed", "layers", "norm", "feature_info")):
         return _timm_stages(backbone)
+    if all(hasattr(backbone, name) for name in ("map_sizes", "forward_intermediates", "feature_info")):
+        info: Any = backbone.feature_info
+        return Stages(tuple(int(one["num_chs"]) for one in info), int(info[-1]["reduction"]), _intermediates)
     raise TypeError(f"backbone: found no stages in {type(backbone).__name__}, wanted {SUPPORTED}")
 
 
@@ -120,6 +123,12 @@ def _ours(backbone: SwinClassifier, x: Tensor) -> Found:
 def _own(backbone: Any, x: Tensor) -> Found:
     maps, last = backbone.stage_maps(x)
     return list(maps), last
+
+
+def _intermediates(backbone: Any, x: Tensor) -> Found:
+    # Gated-SwinRMT has no norm behind its last stage
+    maps = backbone.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
+    return maps, maps[-1]
 
 
 def _transformers(backbone: Any, x: Tensor) -> Found:

@@ -137,12 +137,15 @@ def class_prototypes(seeds: Tensor, features: Tensor) -> Tensor:
 
 
 def _cosines(prototypes: Tensor, features: Tensor) -> Tensor:
-    """cos(features_i, P_k), (B, K + 1, h, w); 0 where one of them is 0."""
+    """cos(features_i, P_k), (B, K + 1, h, w), in float32 at least; 0 where one of them is 0."""
     _check_maps("features", features)
     batch, width = features.shape[:2]
     if prototypes.dim() != 3 or prototypes.shape[0] != batch or prototypes.shape[2] != width:
         raise ValueError(f"prototypes: got the shape {tuple(prototypes.shape)}, wanted ({batch}, K + 1, {width})")
-    cosines = F.normalize(prototypes, dim=2, eps=1e-8) @ F.normalize(features.flatten(2), dim=1, eps=1e-8)
+    with torch.autocast(features.device.type, enabled=False):
+        exact = torch.promote_types(features.dtype, torch.float32)
+        p, x = prototypes.to(exact), features.flatten(2).to(exact)
+        cosines = F.normalize(p, dim=2, eps=1e-8) @ F.normalize(x, dim=1, eps=1e-8)
     return cosines.unflatten(2, features.shape[2:])
 
 
@@ -151,7 +154,7 @@ def prototype_cam(prototypes: Tensor, features: Tensor) -> Tensor:
 
     The background has a prototype of its own, and so a map that is not just what the classes leave over.
     """
-    return _cosines(prototypes, features).relu()
+    return _cosines(prototypes, features).relu().to(features.dtype)
 
 
 def gsc_loss(maps: Tensor, prototype_map: Tensor) -> Tensor:

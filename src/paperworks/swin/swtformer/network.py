@@ -1,4 +1,4 @@
-"""The network of both versions, its losses, and localisation maps over scales and mirror images."""
+"""The network of both versions, and its losses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from paperworks.swin.swtformer.maps import (
     with_background,
 )
 
-__all__ = ["LocalizationOutput", "SWTformer", "localize", "swtformer_loss"]
+__all__ = ["LocalizationOutput", "SWTformer", "swtformer_loss"]
 
 SIDE_CHANNELS = (128, 128, 256, 256)
 
@@ -67,9 +67,9 @@ class SWTformer(nn.Module):
 
     Args:
         backbone: a name of timm (Swin-T, S, B and L are built here, others and weights need timm), or a module: timm's
-            SwinTransformer, transformers' SwinModel, paperworks' SwinClassifier, or one with `channels` (of its
-            stages), `stride` (of the last) and `stage_maps(x)` (channels-last maps, and the last after a norm). Heads
-            that it has are kept, and not used.
+            SwinTransformer, transformers' SwinModel, paperworks' SwinClassifier or GatedSwinRMT, or one with `channels`
+            (of its stages), `stride` (of the last) and `stage_maps(x)` (channels-last maps, and the last after a norm).
+            Heads that it has are kept, and not used.
         num_classes: K, without the background.
         version: 1 or 2.
         side_channels: of version 2, one a stage; a backbone of fewer stages takes the last ones of the default.
@@ -125,24 +125,27 @@ class SWTformer(nn.Module):
         """Version and classes."""
         return f"version={self.version}, num_classes={self.num_classes}"
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> LocalizationOutput:
+    def forward(self, image: Tensor, labels: Tensor | None = None) -> LocalizationOutput:
         """Logits and maps.
 
         Args:
-            images: (B, 3, H, W), both sides multiples of the stride of the last stage (32 for Swin).
+            image: (B, 3, H, W), both sides multiples of the stride of the last stage (32 for Swin).
             labels: (B, K), 1 for a class that is in the image, else 0. Without them the classes with
                 sigmoid(logits) > 0.5, and the one with the largest logit. Version 2 wants them in training.
 
-        Raises ValueError for sizes or labels that do not fit.
+        Raises ValueError for sizes or labels that do not fit, TypeError for another dtype.
         """
-        if images.dim() != 4 or any(size < 1 or size % self.stride for size in images.shape[2:]):
+        if image.dim() != 4 or any(size < 1 or size % self.stride for size in image.shape[2:]):
             wanted = f"(B, channels, H, W) with H and W multiples of {self.stride}"
-            raise ValueError(f"images: got the shape {tuple(images.shape)}, wanted {wanted}")
+            raise ValueError(f"image: got the shape {tuple(image.shape)}, wanted {wanted}")
+        kind = self.head.weight.dtype
+        if image.dtype != kind and not (image.is_floating_point() and torch.is_autocast_enabled(image.device.type)):
+            raise TypeError(f"image: got {image.dtype}, wanted {kind}, the dtype of the weights")
         if labels is not None:
-            check_labels(labels, images.shape[0], self.num_classes)
+            check_labels(labels, image.shape[0], self.num_classes)
         elif self.training and self.version == 2:
             raise ValueError("labels: got None, wanted (B, K) of 0 and 1 to train version 2")
-        maps, last = self._stages.maps(self.backbone, images)
+        maps, last = self._stages.maps(self.backbone, image)
         x = last.movedim(-1, 1)
         cam = self.head(x)
         logits = cam.mean((2, 3))
@@ -198,50 +201,3 @@ def swtformer_loss(
         if ccl:
             terms["ccl"] = class_contrast_loss(out.features, out.seeds, out.prototypes, labels, tau)
     return {"total": terms["cls"] + gsc * terms["gsc"] + ccl * terms["ccl"], **terms}
-
-
-@torch.no_grad()
-def localize(
-    model: SWTformer,
-    image: Tensor,
-    labels: Tensor,
-    scales: Sequence[float] = (0.5, 1, 1.5, 2),
-    flip: bool = True,
-) -> Tensor:
-    """Localisation maps of one image, summed over scales and mirror images and divided by each map's maximum.
-
-    Version 2 gives its prototype maps I, whose background has a prototype, version 1 the maps M.
-
-    Args:
-        model: in evaluation mode during the call, and afterwards as it was.
-        image: (3, H, W), of any size: at every scale it is resized to the nearest multiple of the model's stride.
-        labels: (K,) of 0 and 1; maps of other classes are 0.
-        scales: factors of the image's size.
-        flip: add the mirror image, its maps mirrored back.
-
-    Returns (K + 1, H, W) in [0, 1], the background first.
-    """
-    if image.dim() != 3:
-        raise ValueError(f"image: got the shape {tuple(image.shape)}, wanted (3, H, W)")
-    if not scales or any(scale <= 0 for scale in scales):
-        raise ValueError(f"scales: got {tuple(scales)}, wanted positive numbers")
-    given = check_labels(labels[None], 1, model.num_classes).to(image.device)
-    size, total = tuple(image.shape[1:]), None
-    was_training = model.training
-    model.eval()
-    try:
-        for scale in scales:
-            grid = [max(1, round(side * scale / model.stride)) * model.stride for side in size]
-            one = F.interpolate(image[None], grid, mode="bilinear", align_corners=False)
-            batch = torch.cat([one, one.flip(-1)]) if flip else one
-            out = model(batch, given.expand(len(batch), -1))
-            maps = out.norm_cam if out.prototype_map is None else out.prototype_map
-            found = maps[:1] + maps[1:].flip(-1) if flip else maps
-            found = F.interpolate(found, size, mode="bilinear", align_corners=False)
-            total = found if total is None else total + found
-    finally:
-        model.train(was_training)
-    assert total is not None
-    total = total[0]
-    total = total / (total.amax((1, 2), keepdim=True) + EPS)
-    return total * F.pad(given[0].to(total), (1, 0), value=1.0)[:, None, None]
