@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,10 +171,11 @@ def _secret(db: str | None) -> str:
             file.write(secrets.token_urlsafe(32) + "\n")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise ValueError(f"{path}: others can read it, wanted a file for its owner alone (chmod 600)")
-    secret = path.read_text("ascii").strip()
-    if not secret:
-        raise ValueError(f"{path}: got an empty file, wanted a secret; delete it for a new one")
-    return secret
+    for _ in range(50):  # another process may have made the file and not have written yet
+        if secret := path.read_text("ascii").strip():
+            return secret
+        time.sleep(0.02)
+    raise ValueError(f"{path}: got an empty file, wanted a secret; delete it for a new one")
 
 
 @commands.command()

@@ -165,12 +165,18 @@ def _add(store: Store, records: Iterable[PaperRecord], skipped: list[Skipped]) -
     from paperworks.feed.ingest import Ingested
     from paperworks.feed.ingest import ingest as add
     from paperworks.feed.merging import AddReport
+    from paperworks.feed.search import Search
 
-    made = Ingested(AddReport())
+    made, trouble = Ingested(AddReport()), ""
     with Console(stderr=True).status("reading") as status:
         try:
             for made in add(store, records, skipped):
                 status.update(f"{made.read:,} records")
-        except SourceError as error:
-            return Ingested(made.added, tuple(skipped)), str(error)
-    return made, ""
+        except (SourceError, ValueError) as error:
+            if not made.read and not isinstance(error, SourceError):
+                raise  # nothing was understood: a wrong option or file
+            made, trouble = Ingested(made.added, tuple(skipped)), str(error)
+        if made.read > made.added.unchanged:
+            status.update("taking the papers into the search")
+            Search(store).refresh()
+    return made, trouble

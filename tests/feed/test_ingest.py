@@ -133,16 +133,18 @@ def test_records_are_merged_in_batches_and_told_of_after_each(store_url: str) ->
         assert (empty.read, empty.skipped) == (0, ())
 
 
-def test_what_was_told_is_kept_when_the_source_breaks_off(store_url: str) -> None:
+@pytest.mark.parametrize("extra", [0, 3])
+def test_all_that_came_is_kept_and_told_of_when_the_source_breaks_off(store_url: str, extra: int) -> None:
     def records() -> Iterator[PaperRecord]:
-        yield from (PaperRecord(f"Paper {n}", id=f"2604.{n:05d}") for n in range(CHUNK))
+        yield from (PaperRecord(f"Paper {n}", id=f"2604.{n:05d}") for n in range(CHUNK + extra))
         raise SourceError("gone")
 
     with Store(store_url) as store:
-        told = []
-        with pytest.raises(SourceError):
+        told: list[sources.Ingested] = []
+        with pytest.raises(SourceError, match="gone"):
             told.extend(sources.ingest(store, records(), []))
-        assert len(store) == CHUNK
+        assert [made.read for made in told] == [CHUNK, CHUNK + extra]
+        assert len(store) == CHUNK + extra
 
 
 def test_hostile_values_of_a_source_reach_the_store_or_are_skipped(store_url: str) -> None:

@@ -115,3 +115,10 @@ def test_an_entry_whose_date_does_not_exist_is_told_of_and_the_others_are_read()
 def test_a_leap_day_without_a_year_is_the_last_one() -> None:
     text = "Some Title\n\nAn abstract.\n\n2 authors · Feb 29"
     assert parse_page(text, date(2026, 1, 2))[0].published == date(2024, 2, 29)
+
+
+@pytest.mark.parametrize("title", ["Searching for Better Papers", "Search in Research Papers", "Newton's Next Paper"])
+def test_a_title_that_sounds_like_the_banner_is_a_title(title: str) -> None:
+    text = f"Search any paper with AI\n\nSearch papers\n\n{title}\n\nAn abstract.\n\n2 authors · Apr 1"
+    [record] = parse_page(text, date(2026, 4, 24))
+    assert (record.title, record.abstract) == (title, "An abstract.")

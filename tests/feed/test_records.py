@@ -37,7 +37,12 @@ def test_ids_lose_their_version(text: str, found: tuple[str, int | None]) -> Non
     assert arxiv_id(text) == found
 
 
-@pytest.mark.parametrize("text", ["", "2408", "2408.05421v", "../2408.05421", "http://evil.example/abs/2408.05421"])
+FULL_WIDTH = "2408.05421".translate({code: code + 0xFEE0 for code in range(ord("0"), ord("9") + 1)})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2408", "2408.05421v", "../2408.05421", "http://evil.example/abs/2408.05421", FULL_WIDTH]
+)
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="arXiv id: got"):
         arxiv_id(text)
@@ -52,6 +57,9 @@ def test_what_is_no_id_is_refused(text: str) -> None:
         ("\\textbf{MoTE}: $\\alpha$-Mixing in {BERT}", "MoTE: α-Mixing in BERT"),
         ("A \\& B_1", "A & B_1"),
         ("Costs \\$5", "Costs $5"),
+        ("Costs $5", "Costs $5"),
+        ("A $5 to $6 thing, $x^2$ and $O(n \\log n)$", "A $5 to $6 thing, x^2 and O(n \\log n)"),
+        ("\\$5 and $x$", "$5 and x"),
     ],
 )
 def test_titles_are_spelled_out(raw: str, plain: str) -> None:
@@ -78,7 +86,7 @@ def test_counts_and_ids_of_a_record_are_checked() -> None:
     record = PaperRecord("T", id="2408.05421v3", authors=["A", "B"], upvotes=0)
     assert (record.id, record.version, record.n_authors, record.upvotes) == ("2408.05421", 3, 2, 0)
     assert record.key == "2408.05421"
-    for bad in ({"upvotes": -1}, {"comments": True}, {"id": "nothing"}):
+    for bad in ({"upvotes": -1}, {"comments": True}, {"id": "nothing"}, {"upvotes": 2**31}, {"version": 10**5000}):
         with pytest.raises(ValueError):
             PaperRecord("T", **bad)  # type: ignore[arg-type]
 

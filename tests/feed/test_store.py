@@ -145,5 +145,6 @@ def test_what_is_no_record_is_refused_and_nothing_of_the_batch_is_kept(store: St
     with pytest.raises(TypeError, match="records: got dict"):
         store.add([record(id="2604.00001"), {"title": "x"}])  # type: ignore[list-item]
     assert len(store) == 0
-    with pytest.raises(TypeError, match="since: got datetime, wanted a date"):
-        store.day(MORNING)
+    for wrong in (MORNING, "2026-04-24", None):
+        with pytest.raises(TypeError, match=r"day: got .*, wanted a date"):
+            store.day(wrong)  # type: ignore[arg-type]

@@ -8,6 +8,8 @@ import re
 import threading
 import zlib
 from dataclasses import replace
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +258,7 @@ def test_the_kept_pages_are_bounded(reader: Reader, monkeypatch: pytest.MonkeyPa
 
 
 def test_on_postgresql_a_page_is_as_new_as_the_look_up(store_url: str, tmp_path: Path) -> None:
-    fill(store_url)  # type: ignore[arg-type]
+    fill(store_url)
     reader = Reader(make_app(tmp_path, store=store_url, fresh_seconds=0.0))
     reader.get(DAY)
     with Store(store_url) as other_process:
@@ -267,3 +269,24 @@ def test_on_postgresql_a_page_is_as_new_as_the_look_up(store_url: str, tmp_path:
     seldom.get(PAPER)
     seldom.fill_in(PAPER, {}, f"{PAPER}/vote")
     assert "Vote <b>1</b>" in seldom.page(PAPER)
+
+
+def test_a_feed_says_since_when_it_is_as_it_is(tmp_path: Path) -> None:
+    moment = [NOW]
+    reader = Reader(make_app(tmp_path, now=lambda: moment[0]))
+    path = "/feeds/atom.xml"
+    first = reader.get(path).headers["last-modified"]
+    assert parsedate_to_datetime(first) == NOW.replace(microsecond=0)
+    moment[0] += timedelta(hours=1)  # made anew, and the same
+    assert reader.get(path).headers["last-modified"] == first
+    same = reader.get(path, headers={"if-modified-since": first})
+    assert (same.status_code, same.content, same.headers["last-modified"]) == (304, b"", first)
+    assert reader.get(path, headers={"if-modified-since": first, "if-none-match": '"x"'}).status_code == 200
+    moment[0] = NOW  # two changes within a second
+    reader.app.state.site.store.add([PaperRecord("A late one", id="2604.00009", first_seen=FRIDAY)])  # type: ignore[attr-defined]
+    changed = reader.get(path, headers={"if-modified-since": first})
+    assert changed.status_code == 200
+    assert parsedate_to_datetime(changed.headers["last-modified"]) > parsedate_to_datetime(first)
+    for wrong in ("yesterday", "", "Fri, 24 Apr 99999 18:30:00 GMT"):
+        assert reader.get(path, headers={"if-modified-since": wrong}).status_code == 200
+    assert "last-modified" not in reader.get(PAPER).headers, "its form has the reader's token in it"

@@ -113,6 +113,14 @@ def test_preferences_are_kept_and_checked(reader: Reader) -> None:
         answer = reader.fill_in(path, {**wanted, **wrong})
         assert answer.status_code == 422
         assert 'role="alert"' in answer.text
+        assert "spiking &lt;b&gt;" in answer.text
+    answer = reader.fill_in(
+        path, {**wanted, "queries": "typed just now", "areas": "activations", "count": "99", "hour": "3"}
+    )
+    assert ">typed just now</textarea>" in answer.text, "what was typed is not lost"
+    assert 'value="99"' in answer.text
+    assert '<option value="3" selected>' in answer.text
+    assert re.search(r'value="activations" checked', answer.text)
     assert site(reader).subscriptions.active()[0].preferences == kept
     assert reader.get("/preferences/forged").status_code == 404
 

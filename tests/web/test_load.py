@@ -21,9 +21,14 @@ MIXED = [
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("load") / "feed.sqlite"
     fill(path, 50)
+    return path
+
+
+@pytest.fixture(scope="module")
+def port(path: Path) -> Iterator[int]:
     with served(path) as port:
         yield port
 
@@ -40,15 +45,13 @@ def test_a_few_readers_of_every_page(port: int) -> None:
     assert len(seen.seconds) == 120
 
 
-def test_readers_see_what_was_added_meanwhile(tmp_path: Path) -> None:
+def test_readers_see_what_was_added_meanwhile(port: int, path: Path) -> None:
     from datetime import UTC, date, datetime
     from urllib.request import urlopen
 
     from paperworks.feed import PaperRecord, Store
 
-    path = tmp_path / "feed.sqlite"
-    fill(path, 3)
-    with served(path) as port, Store(path) as store:
+    with Store(path) as store:
         address = f"http://127.0.0.1:{port}/papers/{DAY}"
         assert b"A late arrival" not in urlopen(address).read()
         late = PaperRecord("A late arrival", id="8001.00099", first_seen=date.fromisoformat(DAY), rank=3)

@@ -49,12 +49,14 @@ def test_every_answer_is_as_described(described: Any, mode: GenerationMode, owne
     checked = set()
     for found in described.get_all_operations():
         operation = found.ok()
+        if owner and not operation.path.startswith(("/api/paper/", "/api/runs")):
+            continue  # answers everyone alike
         if mode is GenerationMode.NEGATIVE and not {"parameters", "requestBody"} & set(operation.definition.raw):
             continue  # takes nothing that could be wrong
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(
-            max_examples=20, derandomize=True, database=None, deadline=None, phases=(Phase.generate,),
+            max_examples=12, derandomize=True, database=None, deadline=None, phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         def check(case: Any) -> None:
@@ -63,4 +65,5 @@ def test_every_answer_is_as_described(described: Any, mode: GenerationMode, owne
 
         check()
         checked.add(operation.label)
-    assert len(checked) == (17 if mode is GenerationMode.POSITIVE else 13)
+    every, taking = (6, 5) if owner else (17, 13)
+    assert len(checked) == (every if mode is GenerationMode.POSITIVE else taking)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import date, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from web.web_site import FRIDAY, HOSTILE, NOW, Outline, Reader, make_app
 
+from paperworks.feed.records import PaperRecord
+from paperworks.feed.store import Store
 from paperworks.web.assets import assets
 from paperworks.web.models import ArenaRow, ArenaTable, DayCount
 from paperworks.web.rendering import environment, month_grid, render
@@ -272,3 +276,49 @@ def _area_with(site: Any, table: ArenaTable) -> Any:
 
 def test_now_is_the_clock_of_the_settings(reader: Reader) -> None:
     assert reader.app.state.site.now() == NOW  # type: ignore[attr-defined]
+
+
+def test_a_paper_of_a_day_that_no_page_is_of_takes_no_page_down(tmp_path: Path) -> None:
+    papers = [
+        PaperRecord("Of the first second of Unix", id="2604.00001", published=date(1970, 1, 1)),
+        PaperRecord("Of a year to come", id="2604.00002", published=date(2999, 1, 1), first_seen=date(9999, 12, 31)),
+    ]
+    with Store(tmp_path / "site.sqlite") as store:
+        store.add(papers)
+    reader = Reader(make_app(tmp_path, catalogue=False))
+    dated = ("/papers/2026-04-24", "/week/2026-W17", "/month/2026-04", "/week/1990-W01", "/papers/2100-12-31")
+    for path in ("/", *dated, "/trending", "/paper/2604.00001", "/search?q=unix"):
+        reader.page(path)
+    latest = reader.get("/api/latest").json()
+    assert [entry["id"] for entry in latest["published"]] == ["2604.00001"]
+    assert (latest["previous"], latest["following"]) == (None, None)
+
+
+def test_a_week_has_a_heading_for_each_day_of_the_feed(tmp_path: Path) -> None:
+    with Store(tmp_path / "site.sqlite") as store:
+        for n, day in enumerate((FRIDAY, FRIDAY, FRIDAY - timedelta(days=3))):
+            store.add([PaperRecord(f"Paper {n}", id=f"2604.0000{n}", first_seen=day, rank=n, source="daily")])
+    reader = Reader(make_app(tmp_path, catalogue=False))
+    for path in ("/week/2026-W17", "/month/2026-04"):
+        page = reader.page(path)
+        found = re.findall(r'<h2 class="part"><a href="([^"]+)">([^<]+)</a></h2>|<h3><a[^>]*>(Paper \d)', page)
+        assert found == [
+            ("/papers/2026-04-24", "Friday, 24 April", ""), ("", "", "Paper 0"), ("", "", "Paper 1"),
+            ("/papers/2026-04-21", "Tuesday, 21 April", ""), ("", "", "Paper 2"),
+        ]  # fmt: skip
+    assert "Friday, 24 April</a></h2>" not in reader.page("/papers/2026-04-24")
+
+
+def test_an_empty_catalogue_says_how_to_fill_it(tmp_path: Path) -> None:
+    Store(tmp_path / "site.sqlite").close()
+    reader = Reader(make_app(tmp_path, catalogue=False))
+    for path in ("/", "/papers/2026-04-24", "/week/2026-W17"):
+        assert "paperworks ingest --source daily" in reader.page(path)
+
+
+def test_a_listing_does_not_grow_with_what_one_source_sends(tmp_path: Path) -> None:
+    with Store(tmp_path / "site.sqlite") as store:
+        store.add([PaperRecord("Endless", id="2604.00001", first_seen=FRIDAY, abstract="word " * 100_000)])
+    reader = Reader(make_app(tmp_path, catalogue=False))
+    assert len(reader.page("/papers/2026-04-24")) < 50_000
+    assert reader.page("/paper/2604.00001").count("word") >= 100_000

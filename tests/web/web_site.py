@@ -6,8 +6,10 @@ import re
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from email.message import EmailMessage
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -33,9 +35,25 @@ class Outbox(list[EmailMessage]):
         self.append(message)
 
 
-def fill(path: Path) -> None:
+def fill(store: Path | str) -> None:
     """A store with the sample's verdicts, an announced paper, and papers that only the feed knows."""
-    with Store(path) as store:
+    if isinstance(store, Path):
+        store.write_bytes(_filled())
+    else:
+        _fill(store)
+
+
+@lru_cache(maxsize=1)
+def _filled() -> bytes:
+    """The file of that store, made once."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "site.sqlite"
+        _fill(path)
+        return path.read_bytes()
+
+
+def _fill(url: Path | str) -> None:
+    with Store(url) as store:
         memory = sample_store()
         store.lab.put_machine(MACHINE)
         for spec, result in memory.known.values():

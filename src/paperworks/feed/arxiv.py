@@ -68,7 +68,7 @@ def parse_arxiv_atom(xml: str | bytes, skipped: list[Skipped] | None = None) -> 
         with leaving_out(f"entry {place} ({title or address})", skipped):
             records.append(_entry(entry, title, address))
     total = _text(feed, f"{_SEARCH}totalResults")
-    return records, int(total) if total.isdigit() else len(records)
+    return records, int(total) if total.isdecimal() else len(records)
 
 
 def _entry(entry: ElementTree.Element, title: str, address: str) -> PaperRecord:

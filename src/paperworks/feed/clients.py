@@ -151,7 +151,7 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds that a Retry-After header asks to wait: a number of seconds or a date."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         when = parsedate_to_datetime(value)

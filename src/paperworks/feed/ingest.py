@@ -58,10 +58,12 @@ def ingest(
         skipped: where the one who makes `records` tells what it leaves out.
         at: when; now by default.
 
-    Yields at least once. What was yielded is kept, whatever happens later.
+    Yields at least once, also where the source breaks off with an error: what came before it is kept and told of, and
+    then the error is raised. What was yielded is kept, whatever happens later.
     """
     added, batch = AddReport(), []
-    for record in records:
+    ended: list[Exception] = []
+    for record in _up_to_an_error(records, ended):
         batch.append(record)
         if len(batch) == CHUNK:
             added += store.add(batch, at)
@@ -69,6 +71,15 @@ def ingest(
             yield Ingested(added, tuple(skipped))
     added += store.add(batch, at)
     yield Ingested(added, tuple(skipped))
+    if ended:
+        raise ended[0]
+
+
+def _up_to_an_error(records: Iterable[PaperRecord], ended: list[Exception]) -> Iterator[PaperRecord]:
+    try:
+        yield from records
+    except Exception as error:
+        ended.append(error)
 
 
 # files

@@ -14,7 +14,7 @@ from paperworks.feed.skipped import Skipped, leaving_out
 __all__ = ["parse_page"]
 
 _BULLET = r"[\s·•∙⋅*|,\-–—]*"
-_AUTHORS = re.compile(rf"{_BULLET}(\d+)\s+authors?\b", re.IGNORECASE)
+_AUTHORS = re.compile(rf"{_BULLET}(\d{{1,9}})\s+authors?\b", re.IGNORECASE)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec)[a-z]*\.?"
 _DATES = (
@@ -25,7 +25,8 @@ _DATES = (
 )
 _ISO = re.compile(r"\b(\d{4})-(\d{2})-(\d{2})\b")
 _BANNER = re.compile(
-    r"daily papers|by ak and the research community|get trending papers.*|subscribe|trending papers?|search.*papers?|"
+    r"daily papers|by ak and the research community|get trending papers.*|subscribe|trending papers?|"
+    r"search (?:any |all )?papers?(?: with ai)?|"
     r"hugging face|new|papers|models|datasets|spaces|log ?in|sign ?up|previous|next|submitted by.*|upvote\s*\d*|"
     r"\W*\d{0,4}\W*",
     re.IGNORECASE,
@@ -51,7 +52,7 @@ def _is_meta(text: str) -> bool:
     if found is not None:
         rest = f"{rest[: found[0]]} {rest[found[1] :]}"
     changed = found is not None or _AUTHORS.search(text) is not None
-    return changed and re.fullmatch(r"\W*(?:\d+\W*(?:comments?)?\W*)?", rest, re.IGNORECASE) is not None
+    return changed and re.fullmatch(r"\W*(?:\d{1,9}\W*(?:comments?)?\W*)?", rest, re.IGNORECASE) is not None
 
 
 LONGEST_META = 200
@@ -66,7 +67,7 @@ def _meta(text: str, page_date: date) -> dict[str, Any]:
     if found := _dated(text):
         values["published"] = _day(text[found[0] : found[1]], *found[2], page_date)
         text = text[found[1] :]
-    if match := re.search(r"(\d+)", text):
+    if match := re.search(r"(\d{1,9})", text):
         values["comments"] = int(match[1])
     return values
 

@@ -27,7 +27,7 @@ _OLD_ID = r"[a-z][a-z-]+(?:\.[A-Z]{2})?/\d{7}"
 _ARXIV = re.compile(
     rf"(?:(?:https?://)?(?:[\w-]+\.)*arxiv\.org/(?:abs|pdf|html)/|oai:arxiv\.org:|arxiv:\s*)?"
     rf"({_NEW_ID}|{_OLD_ID})(?:v(\d+))?(?:\.pdf)?/?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -52,14 +52,17 @@ _WITH_ARGUMENT = re.compile(r"\\(?:text\w*|emph|math\w+|operatorname|mbox|rm|bf|
 
 
 def plain_title(text: str) -> str:
-    """A title as text: white space made single, LaTeX of titles (``$2{\\times}$``, ``100\\%``, ``A~B``) spelled out."""
+    """A title as text: white space made single, LaTeX of titles (``$2{\\times}$``, ``100\\%``, ``A~B``) spelled out.
+
+    A dollar sign is one of mathematics where TeX's users would pair it: ``$x^2$`` loses them, ``$5 to $6`` does not.
+    """
     text = re.sub(r"(?<!\\)~", " ", text)
     while (found := _WITH_ARGUMENT.sub(r"\1", text)) != text:
         text = found
     text = re.sub(r"\{\\?times\}", "×", text)
     text = re.sub(r"\\([A-Za-z]+)\b\s?", lambda m: _LATEX_WORDS.get(m[1], m[0]), text)
     text = re.sub(r"\\([%&_#$])", "\0\\1", text)
-    text = re.sub(r"(?<!\0)\$", "", text).replace("\0", "")
+    text = re.sub(r"(?<!\0)\$(?=\S)([^$]*[^$\s\0])\$(?!\d)", r"\1", text).replace("\0", "")
     text = re.sub(r"\{([^{}]*)\}", r"\1", text)
     return " ".join(text.split())
 
@@ -73,6 +76,10 @@ def normalised_title(title: str) -> str:
 def title_key(title: str) -> str:
     """The id of a record that has no arXiv id: a digest of its normalised title."""
     return "title-" + hashlib.sha256(normalised_title(title).encode()).hexdigest()[:16]
+
+
+LARGEST = 2**31 - 1
+"""A count that every database can hold."""
 
 
 @dataclass
@@ -139,8 +146,10 @@ class PaperRecord:
             self.n_authors = len(self.authors)
         for name in ("n_authors", "upvotes", "comments", "rank", "version"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{name}: got {value!r}, wanted a whole number from 0, or None")
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
+                raise ValueError(f"{name}: got {str(value)[:40]}, wanted a whole number from 0 to {LARGEST}, or None")
 
     @property
     def key(self) -> str:

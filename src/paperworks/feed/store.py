@@ -159,6 +159,7 @@ class Store:
 
     def day(self, day: date) -> list[PaperRecord]:
         """The papers that stood in the feed on a day, in the order of its list."""
+        _check_dates(day=day)
         return self.between(day, day)
 
     def between(self, since: date, until: date) -> list[PaperRecord]:
@@ -166,7 +167,7 @@ class Store:
 
         A paper that stood there on several of the days is given once, at the newest.
         """
-        _check_dates(since, until)
+        _check_dates(since=since, until=until)
         query = (
             select(papers.c.data)
             .join(feed_days, feed_days.c.paper == papers.c.number)
@@ -177,7 +178,7 @@ class Store:
 
     def published(self, since: date, until: date, limit: int | None = None) -> list[PaperRecord]:
         """The papers whose own date lies from `since` to `until`, both included, the newest first."""
-        _check_dates(since, until)
+        _check_dates(since=since, until=until)
         query = select(papers.c.data).where(papers.c.published.between(since, until))
         return list(self.records(query.order_by(papers.c.published.desc(), papers.c.key).limit(limit)))
 
@@ -248,7 +249,7 @@ class Store:
         return [(kind, person, at) for kind, person, at in rows]
 
 
-def _check_dates(since: date, until: date) -> None:
-    for name, value in (("since", since), ("until", until)):
+def _check_dates(**given: date) -> None:
+    for name, value in given.items():
         if not isinstance(value, date) or isinstance(value, datetime):
             raise TypeError(f"{name}: got {type(value).__name__}, wanted a date")

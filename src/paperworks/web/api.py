@@ -34,7 +34,7 @@ from paperworks.web.models import (
 )
 from paperworks.web.pages import site_of
 from paperworks.web.runs import FINAL
-from paperworks.web.security import is_owner
+from paperworks.web.security import check_origin, is_owner
 from paperworks.web.state import Site
 
 HEARTBEAT_SECONDS = 15.0
@@ -55,6 +55,8 @@ def only_owner(request: Request, _: Annotated[HTTPAuthorizationCredentials | Non
         raise HTTPException(403, "Runs cannot be started from this site.")
     if not is_owner(request):
         raise HTTPException(401, "Only the owner of this site may do this.", {"WWW-Authenticate": "Bearer"})
+    if request.method != "GET":
+        check_origin(request)  # a session's cookie comes with what pages of other ports of this host send
 
 
 SiteOf = Annotated[Site, Depends(site_of)]
@@ -71,7 +73,7 @@ RunId = Annotated[str, Path(min_length=1, max_length=40, description="id of a ru
 WRONG = problems(_422="a parameter cannot be understood, or there is no such page")
 GONE = problems(_404="there is no such one", _422="a parameter cannot be understood")
 
-OWNERS = problems(_401="not the owner", _403="runs cannot be started from this site")
+OWNERS = problems(_401="not the owner", _403="runs cannot be started from this site, or not from that page")
 
 EVERYWHERE = problems(_400="the request is malformed", _414="the address is too long")
 BODY = problems(_413="the body is too large", _422="the body cannot be understood")

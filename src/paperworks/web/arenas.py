@@ -40,12 +40,10 @@ def arena_table(site: Site, area: str) -> ArenaTable | None:
 
 def _table(arena: Arena, store: Store) -> ArenaTable:
     tier, rows = TIERS[0], []
-    for tier in TIERS:
-        rows = stored_arena(arena, store.lab, tier=tier)
-        if rows:
+    for measured in _measured(arena, store):
+        if rows := stored_arena(arena, store.lab, tier=measured):
+            tier = measured
             break
-    else:
-        tier = TIERS[0]
     return ArenaTable(
         protocol=arena.protocol.name,
         metric=arena.metric,
@@ -56,6 +54,20 @@ def _table(arena: Arena, store: Store) -> ArenaTable:
         command=f"paperworks arena {arena.area}" + ("" if tier == "desk" else f" --tier {tier}"),
         rows=_rows(rows),
     )
+
+
+def _measured(arena: Arena, store: Store) -> list[str]:
+    """The tiers at which an arm was run, with whatever version of the code: to know the version takes seconds."""
+    postgres = store.database.engine.name == "postgresql"
+    told = [
+        func.jsonb_extract_path_text(trials.c.spec, name) if postgres else func.json_extract(trials.c.spec, f"$.{name}")
+        for name in ("target", "arm_target", "tier")
+    ]
+    with store.database.read() as connection:
+        known = {tuple(row) for row in connection.execute(select(*told).distinct())}
+    arms = {arm.target for arm in arena.arms}
+    tiers = {tier for target, arm, tier in known if target == arena.protocol.target and arm in arms}
+    return [tier for tier in TIERS if tier in tiers]
 
 
 def _rows(rows: Sequence[Row]) -> list[ArenaRow]:

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 
 import anyio.to_thread
@@ -51,6 +52,8 @@ class Kept:
     packed: tuple[bytes, ...] = ()
     generation: Any = None
     made: float = 0.0
+    modified: int = 0
+    """Second in which it became what it is; a page is sent with it where it is the same for every reader."""
 
     @property
     def size(self) -> int:
@@ -259,9 +262,18 @@ class PageCache:
         headers = [(name, value) for name, value in headers if name not in (b"cache-control", b"vary")]
         packed = tuple(map(deflated, parts)) if len(body) > SMALL else ()
         digest = hashlib.sha256(body).hexdigest()[:20]
-        page = Kept(parts, tuple(headers), digest, packed, generation, time.monotonic())
-        self._keep((scope["path"], scope["query_string"]), page)
+        key = (scope["path"], scope["query_string"])
+        modified = self._modified(self._pages.get(key), digest)
+        page = Kept(parts, tuple(headers), digest, packed, generation, time.monotonic(), modified)
+        self._keep(key, page)
         await self._answer(page, scope, send)
+
+    def _modified(self, before: Kept | None, digest: str) -> int:
+        """The second of a page's last change. Of two changes in one second each gets its own: a reader misses none."""
+        now = int(self.site.now().timestamp())
+        if before is None:
+            return now
+        return before.modified if before.digest == digest else max(now, before.modified + 1)
 
     async def _answer(self, page: Kept, scope: Scope, send: Send, status: int = 200) -> None:
         """Send a page: as it is, compressed, or with the reader's token in it; or say that the reader has it."""
@@ -278,7 +290,9 @@ class PageCache:
             control = b"private, no-cache" if has_form else b"public, max-age=0, must-revalidate"
             headers += [(b"cache-control", control), (b"etag", f'"{tag}"'.encode())]
             headers.append((b"vary", b"Accept-Encoding, Cookie, Authorization"))
-            if _has(header(scope, b"if-none-match"), tag):
+            if not has_form:
+                headers.append((b"last-modified", formatdate(page.modified, usegmt=True).encode()))
+            if _has(header(scope, b"if-none-match"), tag) or (not has_form and _unchanged(scope, page.modified)):
                 kept = [one for one in headers if one[0] != b"content-type"]
                 await send({"type": "http.response.start", "status": 304, "headers": kept})
                 await send({"type": "http.response.body", "body": b""})
@@ -306,6 +320,17 @@ def _is_whole(start: Message) -> bool:
 def _has(sent: str, tag: str) -> bool:
     """Whether an If-None-Match names the tag."""
     return bool(sent) and any(one.strip().removeprefix("W/") in (f'"{tag}"', "*") for one in sent.split(","))
+
+
+def _unchanged(scope: Scope, modified: int) -> bool:
+    """Whether the reader has the page of that second; asked only of one who names no tag (RFC 9110, 13.1.3)."""
+    since = header(scope, b"if-modified-since")
+    if not since or header(scope, b"if-none-match"):
+        return False
+    try:
+        return parsedate_to_datetime(since).timestamp() >= modified
+    except (ValueError, OverflowError):
+        return False
 
 
 def _without_body(send: Send) -> Send:

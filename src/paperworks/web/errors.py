@@ -36,7 +36,7 @@ def problem(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
     """The response that refuses a request. `detail` is shown to the reader, escaped."""
     sent = {"cache-control": "no-store", **(headers or {})}
     detail = detail[:500]
-    if scope["path"].startswith("/api/"):
+    if f"{scope['path']}/".startswith("/api/"):
         body = json.dumps({"detail": detail}, ensure_ascii=True)
         return Response(body, status, sent, media_type="application/json")
     heading = HEADINGS.get(status) or HTTPStatus(status).phrase

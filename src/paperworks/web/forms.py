@@ -124,25 +124,22 @@ def change_preferences(request: Request, token: str, form: Form) -> Response:
     subscriber = site.subscriptions.find(token)
     if subscriber is None:
         raise HTTPException(404, "This link belongs to no subscription.")
+    given = {name: text_field(form, name) for name in ("frequency", "minimum_score", "timezone", "hour", "count")}
+    queries = [line.strip() for line in text_field(form, "queries", 5000).splitlines() if line.strip()]
+    typed: dict[str, Any] = {**given, "queries": queries, "areas": many(form, "areas")}
     try:
-        changes = {
-            "frequency": text_field(form, "frequency"),
-            "queries": [line.strip() for line in text_field(form, "queries", 5000).splitlines() if line.strip()],
-            "areas": many(form, "areas"),
-            "minimum_score": float(text_field(form, "minimum_score") or 0),
-            "timezone": text_field(form, "timezone"),
-            "hour": int(text_field(form, "hour") or 0),
-            "count": int(text_field(form, "count") or 10),
-        }
+        numbers = {"hour": int(given["hour"] or 0), "count": int(given["count"] or 10)}
+        changes = {**typed, **numbers, "minimum_score": float(given["minimum_score"] or 0)}
         site.subscriptions.preferences(subscriber, **changes)
     except ValueError as error:
-        return _private(_preferences(request, token, reason=str(error), status=422))
+        return _private(_preferences(request, token, typed, reason=str(error)))
     return _private(_preferences(request, token, kept=True))
 
 
 def _preferences(
-    request: Request, token: str, *, kept: bool = False, reason: str = "", status: int = 200
+    request: Request, token: str, typed: dict[str, Any] | None = None, *, kept: bool = False, reason: str = ""
 ) -> HTMLResponse:
+    """The form, with what is kept; where that was refused with what was typed."""
     site = site_of(request)
     subscriber = site.subscriptions.find(token)
     if subscriber is None:
@@ -150,9 +147,9 @@ def _preferences(
     return page(
         request,
         "preferences.html.j2",
-        status,
+        422 if reason else 200,
         subscriber=subscriber,
-        chosen=subscriber.preferences,
+        chosen=subscriber.preferences.to_mapping() if typed is None else typed,
         areas=[one.area for one in views.areas(site).areas],
         zones=sorted(zone for zone in available_timezones() if "/" in zone or zone == "UTC"),
         kept=kept,

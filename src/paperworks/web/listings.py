@@ -12,6 +12,7 @@ from paperworks.feed.records import PaperRecord
 from paperworks.feed.store import Store
 from paperworks.feed.tables import feed_days, papers
 from paperworks.web.models import DayCount
+from paperworks.web.periods import FIRST, LAST
 
 PER_PAGE = 50
 """Entries on a page of a listing."""
@@ -71,17 +72,19 @@ def newest_published(store: Store, today: date) -> date | None:
 
 def _newest(store: Store, column: Column[Any], today: date) -> date | None:
     with store.database.read() as connection:
-        newest: date | None = connection.scalar(select(func.max(column)).where(column <= today))
+        newest: date | None = connection.scalar(select(func.max(column)).where(column.between(FIRST, today)))
     return newest
 
 
 def neighbours(store: Store, since: date, until: date) -> tuple[date | None, date | None]:
-    """The nearest day before `since` and the nearest after `until` that has papers."""
+    """The nearest day before `since` and the nearest after `until` that has papers and can be listed.
 
+    A source may say of a paper that it is of 1970, or of 2999.
+    """
     columns = (feed_days.c.day, papers.c.published)
     with store.database.read() as connection:
-        before = [connection.scalar(select(func.max(day)).where(day < since)) for day in columns]
-        after = [connection.scalar(select(func.min(day)).where(day > until)) for day in columns]
+        before = [connection.scalar(select(func.max(day)).where(day >= FIRST, day < since)) for day in columns]
+        after = [connection.scalar(select(func.min(day)).where(day > until, day <= LAST)) for day in columns]
     return (
         max((day for day in before if day is not None), default=None),
         min((day for day in after if day is not None), default=None),

@@ -16,10 +16,14 @@ from paperworks.lab.report.html import environment as report_environment
 from paperworks.lab.report.wording import MONTHS, day
 from paperworks.web.arena_plot import arena_plot
 from paperworks.web.assets import static
-from paperworks.web.models import DayCount, Entry, FeedLink, Trending
+from paperworks.web.models import DayCount, Entry, FeedLink, Listing, Trending
+from paperworks.web.periods import WEEKDAYS
 
 SHORT = {"holds": "hold", "fails": "fail", "inconclusive": "open", "not run": "not run", "error": "in error"}
 """What a count of verdicts is called in a listing."""
+
+LONGEST_TEXT = 5000
+"""Characters of an abstract in a listing."""
 
 SOURCES = {
     "card": "our card",
@@ -51,9 +55,12 @@ def environment() -> jinja2.Environment:
         "segment": segment,
         "count": count,
         "host": host,
+        "by_day": by_day,
         "by_topic": by_topic,
         "moment": moment,
         "reason": reason,
+        "shortened": shortened,
+        "weekday": weekday,
     }
     made.globals |= report.globals | {
         "SHORT": SHORT,
@@ -86,6 +93,11 @@ def short_date(when: date | datetime) -> str:
     return f"{when.day} {MONTHS[when.month - 1][:3]} {when.year}"
 
 
+def weekday(when: date) -> str:
+    """``Friday, 24 April``."""
+    return f"{WEEKDAYS[when.weekday()]}, {when.day} {MONTHS[when.month - 1]}"
+
+
 def moment(when: datetime) -> str:
     """``24 Apr 2026, 13:05 UTC``."""
     when = when.astimezone(UTC)
@@ -104,6 +116,11 @@ def reason(entry: Entry) -> str:
     if not colon or sentence.rstrip("….")[:60] not in shown:
         return entry.why
     return f"{said}meaning" if said else ""
+
+
+def shortened(text: str) -> str:
+    """No more of a text than an abstract has: a source may send any amount, and a page lists fifty."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def host(address: str) -> str:
@@ -154,6 +171,22 @@ def ranking_tabs(choices: Mapping[str, str], found: Trending, name: str) -> list
     return [
         (text, address("/trending", **{**shown, name: value}), value == shown[name]) for value, text in choices.items()
     ]
+
+
+def by_day(listing: Listing) -> list[tuple[date | None, list[Entry]]]:
+    """The entries under the day on which each entered the feed, in their order.
+
+    One that stood in the feed on another day too, outside the listing, goes with those before it.
+    """
+    groups: list[tuple[date | None, list[Entry]]] = []
+    for entry in listing.entries:
+        day = entry.first_seen
+        if day is None or not listing.since <= day <= listing.until:
+            day = groups[-1][0] if groups else None
+        if not groups or groups[-1][0] != day:
+            groups.append((day, []))
+        groups[-1][1].append(entry)
+    return groups
 
 
 def by_topic(feeds: Iterable[FeedLink]) -> list[tuple[str, list[tuple[str, str]]]]:

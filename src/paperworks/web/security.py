@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
@@ -102,8 +102,8 @@ def _network(address: str) -> str:
 def limited(method: str, path: str, query: bytes = b"") -> str | None:
     """The name of the rate under which a request falls."""
     if method in ("GET", "HEAD"):
-        searches = path in ("/search", "/api/search") or (path.startswith("/feeds/") and b"query=" in query)
-        return "search" if searches else None
+        searches = path.startswith("/feeds/") and b"query=" in unquote_to_bytes(query)
+        return "search" if searches or path in ("/search", "/api/search") else None
     if method != "POST":
         return None
     if path in ("/subscribe", "/api/subscribe"):

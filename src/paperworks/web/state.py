@@ -15,6 +15,7 @@ from paperworks.feed.subscriptions import Subscriptions
 from paperworks.feed.tables import events
 from paperworks.feed.verdicts import Verdicts
 from paperworks.lab import registry
+from paperworks.web.arenas import arena_table
 from paperworks.web.runs import Runs
 from paperworks.web.settings import Settings
 
@@ -73,6 +74,8 @@ class Site:
             self.search.query("paper", limit=1)
             for paper in self.verdicts.report()["papers"]:
                 self.verdicts.figures(paper["id"])
+            for area in registry.areas():
+                arena_table(self, area)
         except Exception:
             if not self._closed:
                 log.exception("could not warm up")

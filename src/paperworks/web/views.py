@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Literal, TypeVar, get_args
+from urllib.parse import quote
 
 from sqlalchemy import select
 
@@ -94,8 +95,8 @@ def _period(site: Site, period: Period, page: int) -> Listing:
 
 
 def _listing(site: Site, part: listings.Slice, period: Period, page: int) -> Listing:
-    before, after = listings.neighbours(site.store, period.since, period.until)
     of_kind = PERIODS[period.kind]
+    before, after = listings.neighbours(site.store, period.since, period.until)
     made = entries(site, [*part.entered, *part.published])
     around = month_of(period.until)
     return Listing(
@@ -299,7 +300,7 @@ def feeds(site: Site) -> FeedsPage:
         ("RSS", "rss", "rss.xml"),
         ("JSON Feed", "json", "feed.json"),
     )
-    topics = [("All papers", ""), *((f"Area {name}", f"?area={name}") for name in _areas(site))]
+    topics = [("All papers", ""), *((f"Area {name}", f"?area={quote(name, safe='')}") for name in _areas(site))]
     return FeedsPage(
         feeds=[
             FeedLink(title=f"{topic}, {said}", format=format, url=f"{base}/feeds/{file}{query}")
@@ -311,7 +312,7 @@ def feeds(site: Site) -> FeedsPage:
             "day": "only what entered the feed on this day, as 2026-04-24",
             "area": "only of this area",
             "author": "only with this author",
-            "min_score": "only with at least this score",
+            "min_score": "only with at least so many votes",
             "limit": "at most so many entries, from 1 to 200",
         },
     )
