@@ -107,6 +107,8 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             integrated_gradients(model, x, **options)
+    with pytest.raises(ValueError, match=r"x: got the shape \(0, 3\), which is empty"):
+        integrated_gradients(model, x[:0])
     with pytest.raises(TypeError, match=r"x: got torch\.int64"):
         integrated_gradients(model, torch.ones(2, 3, dtype=torch.long))
 
@@ -156,3 +158,5 @@ def test_the_youden_threshold_is_the_best_of_all() -> None:
         youden_threshold([0.0, 1.0], [1, 1])
     with pytest.raises(ValueError, match="y: got the shape"):
         youden_threshold([0.0, 1.0], [1, 0, 1])
+    with pytest.raises(ValueError, match="scores: got NaN"):
+        youden_threshold([0.0, float("nan")], [1, 0])

@@ -208,6 +208,9 @@ def test_a_network_can_be_copied_pickled_and_cast() -> None:
         ({"downsample": "merging-legacy", "spatial_dims": 2}, "downsample: got 'merging-legacy' with spatial_dims=2"),
         ({"clamped_bias": "none"}, "clamped_bias: got 'none'"),
         ({"patch_size": 4}, "patch_size: got 4, wanted 2"),
+        ({"patch_size": 1}, "patch_size: got 1, wanted 2"),
+        ({"in_channels": 0}, "in_channels: got 0"),
+        ({"out_channels": 0}, "out_channels: got 0"),
         ({"depths": (2, 2, 2)}, r"depths: got \(2, 2, 2\), wanted 4 numbers"),
         ({"drop_rate": 1.0}, "drop_rate: got 1.0"),
         ({"window_size": (7, 7)}, r"window: got \(7, 7\), wanted 3 numbers"),
@@ -216,7 +219,7 @@ def test_a_network_can_be_copied_pickled_and_cast() -> None:
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SwinUNETR(4, 3, **options)
+        SwinUNETR(**{"in_channels": 4, "out_channels": 3, **options})
 
 
 @pytest.mark.parametrize(
@@ -236,6 +239,32 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         SwinUNETR(2, 3, **FLAT)(torch.zeros(shape))
 
 
-def test_whole_numbers_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"x: got torch.int64, wanted a floating-point tensor"):
-        SwinUNETR(2, 3, **FLAT)(torch.zeros(1, 2, 64, 64, dtype=torch.long))
+@pytest.mark.parametrize("model", [SwinUNETR(2, 3, **FLAT), SwinEncoder(2, **FLAT)], ids=["whole", "encoder"])
+def test_other_types_empty_batches_and_ranks_are_refused(model: nn.Module) -> None:
+    for dtype, message in (
+        (torch.long, "x: got torch.int64, wanted a floating-point tensor"),
+        (torch.float64, "x: got torch.float64, wanted torch.float32, that of the weights, or autocast"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            model(torch.zeros(1, 2, 64, 64, dtype=dtype))
+    for shape in ((0, 2, 64, 64), (1, 3, 64, 64), (1, 2, 64, 64, 64)):
+        with pytest.raises(ValueError, match="x: got the shape"):
+            model(torch.zeros(shape))
+
+
+def test_gradients_of_each_sample_by_func() -> None:
+    model, x = SwinUNETR(2, 3, **FLAT).eval(), drawn(2, 2, 64, 64)
+
+    def loss(weights: dict[str, Any], one: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, (one.unsqueeze(0),)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(model.named_parameters()), x)
+    model(x[1:]).square().sum().backward()
+    torch.testing.assert_close(found["out.weight"][1], model.out.weight.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_it_exports_before_and_after_a_call() -> None:
+    model, x = SwinUNETR(2, 3, **FLAT).eval(), drawn(1, 2, 96, 64)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-4)

@@ -52,6 +52,14 @@ def test_a_perfect_segmentation_loses_nothing_and_an_empty_one_with_smoothing_ne
     assert soft_dice_loss(nothing - 40, nothing) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+    logits, target = torch.full((1, 1, 64, 64, 64), 5.0), torch.ones(1, 1, 64, 64, 64, dtype=torch.bool)
+    found = soft_dice_loss(logits.to(dtype), target)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, soft_dice_loss(logits, target))
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 @settings(max_examples=50, deadline=None)
 def test_dice_counts(pairs: list[tuple[bool, bool]]) -> None:
@@ -73,6 +81,7 @@ def test_distances_by_hand() -> None:
     p[0, 4, 2], g[0, 4, 5] = True, True
     assert hd95(p, g, (1.0, 1.0)).item() == 3.0
     assert hd95(p, g, (1.0, 0.5)).item() == 1.5
+    assert hd95(p, g, 2.0).item() == 6.0
     assert hd95(p, p, (1.0, 1.0)).item() == 0.0
 
 
@@ -138,6 +147,14 @@ def test_monai_inferer(size: tuple[int, int], mode: str) -> None:
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
 
 
+def test_windows_come_in_the_type_of_the_weights_and_one_number_is_a_cube() -> None:
+    model = nn.Conv2d(1, 2, 3, padding=1).bfloat16()
+    image = torch.randint(0, 9, (1, 10, 12), generator=torch.Generator().manual_seed(0))
+    found = predict_volume(model, image, 8)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, predict_volume(model.float(), image, (8, 8)), rtol=0.05, atol=0.1)
+
+
 def test_flips_average_over_all_eight() -> None:
     torch.manual_seed(0)
     model = nn.Conv3d(1, 1, 3, padding=1)
@@ -160,6 +177,10 @@ def test_bad_input() -> None:
     for call, error, message in (
         (lambda: soft_dice_loss(x, x[:, :1]), ValueError, "target: got the shape"),
         (lambda: soft_dice_loss(x, x, reduction="sum"), ValueError, "reduction: got 'sum'"),
+        (lambda: soft_dice_loss(x.long(), x), TypeError, "logits: got torch.int64"),
+        (lambda: soft_dice_loss(x[:0], x[:0]), ValueError, "logits: got the shape"),
+        (lambda: soft_dice_loss(x, x, smooth=-1.0), ValueError, "smooth: got -1.0"),
+        (lambda: predict_volume(Count(), x[..., :0], (4, 4)), ValueError, "image: got the shape"),
         (lambda: dice_score(x[0], mask), TypeError, "wanted bool"),
         (lambda: dice_score(mask, mask[:1]), ValueError, "target: got the shape"),
         (lambda: hd95(mask, mask, (1, 1)), ValueError, "spacing: got"),

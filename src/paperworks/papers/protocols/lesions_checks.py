@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -38,15 +39,17 @@ def parameters(trial: Trial) -> dict[str, float]:
     }
 
 
-def _giga(model: nn.Module, in_channels: int, size: int) -> Any:
-    return count_multiply_adds(model, torch.zeros(1, in_channels, size, size, size, device="meta"))
+@lru_cache
+def _counted(size: int, in_channels: int, out_channels: int) -> Any:
+    x = torch.zeros(1, in_channels, size, size, size, device="meta")
+    return count_multiply_adds(_paper(in_channels, out_channels), x)
 
 
 def multiply_adds(trial: Trial) -> dict[str, float]:
     """10^9 multiply-adds of one forward pass at the sizes and channels that the figure could be of."""
     found: dict[str, float] = {}
     for size, channels in ((128, (4, 3)), (96, (4, 3)), (96, (1, 14))):
-        counted = _giga(_paper(*channels), channels[0], size)
+        counted = _counted(size, *channels)
         name = f"{size}^3, {channels[0]} to {channels[1]} channels"
         found[name] = counted.macs / 1e9
         if size == 128:
@@ -61,7 +64,7 @@ def nearest_count(trial: Trial) -> dict[str, float]:
     published = 394.84
     rules = {}
     for size, channels in ((128, (4, 3)), (96, (4, 3)), (96, (1, 14))):
-        counted = _giga(_paper(*channels), channels[0], size)
+        counted = _counted(size, *channels)
         name = f"{size}^3, {channels[0]} to {channels[1]} channels"
         rules[name] = counted.macs / 1e9
         rules[f"{name}, additions apart"] = 2 * counted.macs / 1e9
@@ -79,6 +82,14 @@ def resolutions(trial: Trial) -> dict[str, float]:
         found[f"h{i}: input size / size"] = 128 / map.shape[2] if len(set(map.shape[2:])) == 1 else float("nan")
         found[f"h{i}: channels / f"] = map.shape[1] / FEATURE
     return found
+
+
+def reach(trial: Trial) -> dict[str, float]:
+    """Of the middle voxel of a crop of 128^3: how many input voxels its place in each map depends on."""
+    from paperworks.swin.swin_unetr import explain_receptive_field
+
+    found = explain_receptive_field(_paper(), (128, 128, 128))
+    return {f"{reach.name}: % of the crop": 100 * reach.share for reach in found}
 
 
 def _spread(model: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -11,21 +11,30 @@ from paperworks.swin.swift.augmentation import ClipAugment
 from paperworks.swin.swift.contrastive import ContrastiveHead, contrastive_loss, local_local_loss, nt_xent, pretrain
 from paperworks.swin.swift.evaluation import subject_scores, youden_threshold
 from paperworks.swin.swift.network import SwiFT, SwiftStage
+from paperworks.swin.swift.streaming import StreamedScore, stream_scores
+from paperworks.swin.swift.subject_maps import BootstrapMap, Cluster, bootstrap_map, cluster_report, subject_maps
 
 __all__ = [
+    "BootstrapMap",
     "ClipAugment",
+    "Cluster",
     "ContrastiveHead",
     "FMRIClips",
+    "StreamedScore",
     "SubjectBatches",
     "SwiFT",
     "SwiftStage",
     "attribution_to_nifti",
+    "bootstrap_map",
+    "cluster_report",
     "contrastive_loss",
     "integrated_gradients",
     "local_local_loss",
     "nt_xent",
     "preprocess_nifti",
     "pretrain",
+    "stream_scores",
+    "subject_maps",
     "subject_scores",
     "youden_threshold",
 ]

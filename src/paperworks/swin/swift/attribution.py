@@ -64,6 +64,8 @@ def integrated_gradients(
         raise ValueError("squared: got True without noise, wanted smooth > 0")
     if not x.is_floating_point():
         raise TypeError(f"x: got {x.dtype}, wanted a floating type")
+    if not x.numel():
+        raise ValueError(f"x: got the shape {tuple(x.shape)}, which is empty")
     start = background(x) if baseline is None else torch.as_tensor(baseline, dtype=x.dtype, device=x.device)
     try:
         start = start.detach().expand_as(x)

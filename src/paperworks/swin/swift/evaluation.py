@@ -40,6 +40,8 @@ def youden_threshold(scores: Tensor | Sequence[float], y: Tensor | Sequence[floa
     score, label = torch.as_tensor(scores, dtype=torch.float64), torch.as_tensor(y)
     if score.dim() != 1 or score.shape != label.shape:
         raise ValueError(f"y: got the shape {tuple(label.shape)} for scores {tuple(score.shape)}, wanted (S,) and (S,)")
+    if bool(score.isnan().any()):
+        raise ValueError("scores: got NaN among them, wanted numbers")
     positive = label == 1
     if not bool((positive | (label == 0)).all()) or bool(positive.all()) or not bool(positive.any()):
         raise ValueError(f"y: got the values {sorted(set(label.tolist()))}, wanted both 0 and 1")

@@ -132,6 +132,13 @@ class SwiFT(nn.Module):
             raise ValueError(f"num_heads: got {tuple(num_heads)}, wanted one number a stage, as in depths={depths}")
         if num_outputs < 0:
             raise ValueError(f"num_outputs: got {num_outputs}, wanted 0 or more")
+        if in_chans < 1:
+            raise ValueError(f"in_chans: got {in_chans}, wanted 1 or more")
+        for name, value in (
+            ("drop_rate", drop_rate), ("attn_drop_rate", attn_drop_rate), ("drop_path_rate", drop_path_rate)
+        ):  # fmt: skip
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: got {value}, wanted 0 <= {name} < 1")
         self.img_size, self.patch_size = sizes("img_size", img_size, 4), sizes("patch_size", patch_size, 4)
         self.num_outputs, self.in_chans = num_outputs, in_chans
         window = sizes("window_size", window_size, 4)
@@ -192,6 +199,11 @@ class SwiFT(nn.Module):
             raise ValueError(f"x: got the shape {tuple(x.shape)}, wanted (B, {self.in_chans}, H, W, D, T)")
         if not x.is_floating_point():
             raise TypeError(f"x: got {x.dtype}, wanted a floating type")
+        weight = self.patch_embed.proj.weight
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x: got {x.dtype}, wanted {weight.dtype}, that of the weights, or autocast")
+        if not x.shape[0]:
+            raise ValueError(f"x: got the shape {tuple(x.shape)}, which is an empty batch")
         for name, got, wanted in zip(AXES[:3], x.shape[2:5], self.img_size, strict=False):
             if got != wanted:
                 raise ValueError(f"x: got {got} on the axis {name}, wanted {wanted} as in img_size={self.img_size}")

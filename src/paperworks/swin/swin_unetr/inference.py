@@ -59,7 +59,7 @@ def _flips(axes: int, wanted: bool) -> list[tuple[int, ...]]:
 def predict_volume(
     model: Callable[[Tensor], Tensor],
     image: Tensor,
-    roi: Sequence[int] = (128, 128, 128),
+    roi: Sequence[int] | int = (128, 128, 128),
     overlap: float = 0.7,
     mode: str = "gaussian",
     tta_flips: bool = False,
@@ -69,9 +69,9 @@ def predict_volume(
 
     Args:
         model: takes windows (B, C, *roi) and returns logits (B, K, *roi). A module is run on the device of its
-            parameters, in evaluation mode; its mode is put back.
+            parameters and in their type, in evaluation mode; its mode is put back.
         image: (C, *S), of 1 to 3 spatial axes. A volume smaller than `roi` is padded with zeros on both sides.
-        roi: size of a window.
+        roi: size of a window, one number or one an axis.
         overlap: of neighbouring windows, a part of `roi` in [0, 1).
         mode: see `importance_map`.
         tta_flips: average the logits over all flips of the axes, 8 in 3-D.
@@ -79,15 +79,17 @@ def predict_volume(
 
     Returns float32 on the CPU, where the windows are added up, so that a device holds one batch of them at a time.
     """
-    roi = tuple(int(length) for length in roi)
+    roi = (roi,) * (image.dim() - 1) if isinstance(roi, int) else tuple(int(length) for length in roi)
     if image.dim() != len(roi) + 1 or min(roi, default=0) < 1:
         raise ValueError(f"roi: got {roi} for an image {tuple(image.shape)}, wanted one number for each spatial axis")
+    if not image.numel():
+        raise ValueError(f"image: got the shape {tuple(image.shape)}, which is empty")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap: got {overlap}, wanted 0 <= overlap < 1")
     if batch < 1:
         raise ValueError(f"batch: got {batch}, wanted at least 1")
     first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
-    device = image.device if first is None else first.device
+    like = image if first is None else first
     size = tuple(image.shape[1:])
     short = [max(0, wanted - length) for wanted, length in zip(roi, size, strict=True)]
     image = F.pad(image, [amount for by in reversed(short) for amount in (by // 2, by - by // 2)])
@@ -98,7 +100,7 @@ def predict_volume(
     with _in_evaluation(model):
         for i in range(0, len(places), batch):
             some = places[i : i + batch]
-            windows = torch.stack([image[at] for at in some]).to(device)
+            windows = torch.stack([image[at] for at in some]).to(like)
             logits = sum(model(windows.flip(flip) if flip else windows).flip(flip) for flip in flips) / len(flips)
             if not isinstance(logits, Tensor) or logits.shape[2:] != windows.shape[2:]:
                 raise ValueError(f"model: got logits that are not (B, K, {', '.join(map(str, roi))})")

@@ -13,6 +13,7 @@ Values, options and weights are those of MONAI's ``SwinUNETR``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.swin.backbone import SwinBackbone
+from paperworks.swin.blocks import PatchMerging
 from paperworks.swin.swin_unetr.names import encoder_from_monai, encoder_to_monai, from_monai, to_monai
 from paperworks.swin.swin_unetr.residual_cpu import FusedResidualBlock, FusedUpBlock
 
@@ -27,6 +29,34 @@ __all__ = ["SwinEncoder", "SwinUNETR"]
 
 MERGE_ORDERS = {"merging": "monai", "mergingv2": "product", "merging-legacy": "monai-legacy"}
 STAGES = 4
+
+
+def _strides(patch_size: int | Sequence[int], merge_strides: Sequence[Sequence[int]] | None, axes: int) -> Any:
+    """What the patch and each of the mergings divides the size of each axis by."""
+    patch = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
+    if merge_strides is None:
+        return patch, *((2,) * axes,) * STAGES
+    merges = tuple(tuple(steps) for steps in merge_strides)
+    if len(merges) != STAGES or any(len(m) != axes or set(m) not in ({2}, {1, 2}) for m in merges):
+        wanted = f"{STAGES} times {axes} numbers, 1 or 2, and a 2 in each"
+        raise ValueError(f"merge_strides: got {merges}, wanted {wanted}")
+    return patch, *merges
+
+
+def _told(numbers: Sequence[int]) -> int | tuple[int, ...]:
+    """One number where all are the same."""
+    return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
+
+
+def _check_input(x: Tensor, channels: int, axes: int, weight: Tensor) -> None:
+    if x.dim() != axes + 2 or x.shape[1] != channels:
+        raise ValueError(f"x: got the shape {tuple(x.shape)}, wanted (B, {channels}, and {axes} spatial axes)")
+    if not x.numel():
+        raise ValueError(f"x: got the shape {tuple(x.shape)}, which is empty")
+    if not x.is_floating_point():
+        raise TypeError(f"x: got {x.dtype}, wanted a floating-point tensor")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x: got {x.dtype}, wanted {weight.dtype}, that of the weights, or autocast")
 
 
 class SwinEncoder(SwinBackbone):
@@ -50,6 +80,8 @@ class SwinEncoder(SwinBackbone):
         use_checkpoint: recompute blocks in the backward pass instead of keeping their activations.
         clamped_bias: position bias of a window larger than its map: ``"monai"``, the first tokens' of the full window,
             or ``"exact"``, that of the true offsets.
+        merge_strides: for each of the four mergings, 2 on the axes that it halves and 1 on the others, as for thick
+            slices (see `thick_slice_strides`); all axes by default. Fewer than all merge in the order ``"mergingv2"``.
 
     Raises ValueError for an option that is not known or sizes that do not go together.
     """
@@ -74,9 +106,12 @@ class SwinEncoder(SwinBackbone):
         use_checkpoint: bool = False,
         clamped_bias: str = "monai",
         *,
+        merge_strides: Sequence[Sequence[int]] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if in_channels < 1:
+            raise ValueError(f"in_channels: got {in_channels}, wanted at least 1")
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims: got {spatial_dims}, wanted 2 or 3")
         for name, value, known in (
@@ -92,21 +127,33 @@ class SwinEncoder(SwinBackbone):
         ):  # fmt: skip
             if not 0 <= rate < 1:
                 raise ValueError(f"{name}: got {rate}, wanted 0 <= {name} < 1")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        strides = _strides(patch_size, merge_strides, spatial_dims)
         super().__init__(
             spatial_dims, in_channels, patch_size, feature_size, depths, num_heads, window_size,
             mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, patch_norm=False, merge="each", taps="after",
             merge_order="swin2d" if spatial_dims == 2 else MERGE_ORDERS[downsample],
             out_norm="plain" if normalize else None, drop_path_rate=dropout_path_rate, checkpointing=use_checkpoint,
             drop=drop_rate, attn_drop=attn_drop_rate, clamped_bias="cut" if clamped_bias == "monai" else "exact",
-            device=device, dtype=dtype,
+            **factory,
         )  # fmt: skip
+        for i, steps in enumerate(strides[1:] if merge_strides is not None else ()):
+            if set(steps) != {2}:
+                axes = [axis for axis, step in enumerate(steps) if step == 2]
+                self.merges[i] = PatchMerging(spatial_dims, feature_size * 2**i, axes, **factory)
+        self.strides = strides
+        self.in_channels = in_channels
         self.pos_drop = nn.Dropout(drop_rate)
         widths = [feature_size * 2**i for i in range(len(depths))] if use_v2 else []
-        self.convs = nn.ModuleList(FusedResidualBlock(spatial_dims, c, c, device=device, dtype=dtype) for c in widths)
+        self.convs = nn.ModuleList(FusedResidualBlock(spatial_dims, c, c, **factory) for c in widths)
         self.channels = (feature_size, *self.channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, *S) -> maps (B, f 2^i, *S / (patch 2^i)), the finest first, channels first."""
+        """(B, in_channels, *S) -> maps (B, f 2^i, *S / (patch 2^i)), the finest first, channels first.
+
+        With other strides each map is smaller by those. A size that they do not divide is padded with zeros at the end.
+        """
+        _check_input(x, self.in_channels, self.ndim, self.patch_embed.proj.weight)  # type: ignore[arg-type]
         x = self.pos_drop(self.patch_embed(x))
         found = [x]
         for i, (stage, merging) in enumerate(zip(self.stages, self.merges, strict=True)):
@@ -134,9 +181,10 @@ class SwinUNETR(nn.Module):
     Args:
         in_channels, out_channels: channels in, classes or regions out.
         feature_size: f, a multiple of 12; the paper's network has 48.
-        patch_size: 2, since the last up block doubles the size.
+        patch_size: 2; 1 on an axis of thick slices.
         pad_input: take any size: the input is padded with zeros at the end of each axis to a multiple of 32 (and to
             64 on one axis if it is smaller), and the logits are cut to its size. Without it such sizes are an error.
+        merge_strides: see `SwinEncoder`; sizes are then multiples of the product of an axis' strides in place of 32.
         depths, ..., clamped_bias: see `SwinEncoder`.
 
     Raises ValueError for an option that is not known or sizes that do not go together.
@@ -164,13 +212,17 @@ class SwinUNETR(nn.Module):
         clamped_bias: str = "monai",
         pad_input: bool = False,
         *,
+        merge_strides: Sequence[Sequence[int]] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         patches = (patch_size,) if isinstance(patch_size, int) else tuple(patch_size)
-        if set(patches) != {2}:
-            raise ValueError(f"patch_size: got {patch_size}, wanted 2: the decoder doubles the size five times")
+        if set(patches) not in ({2}, {1, 2}):
+            wanted = "2, with 1 on some axes if they are thick: what embeds patches an up block undoes"
+            raise ValueError(f"patch_size: got {patch_size}, wanted {wanted}")
+        if out_channels < 1:
+            raise ValueError(f"out_channels: got {out_channels}, wanted at least 1")
         if feature_size < 12 or feature_size % 12:
             raise ValueError(f"feature_size: got {feature_size}, wanted a multiple of 12")
         if len(depths) != STAGES:
@@ -180,18 +232,20 @@ class SwinUNETR(nn.Module):
         self.spatial_dims, self.in_channels, self.pad_input = n, in_channels, pad_input
         self.encoder = SwinEncoder(
             in_channels, f, depths, num_heads, window_size, patch_size, qkv_bias, mlp_ratio, drop_rate, attn_drop_rate,
-            dropout_path_rate, normalize, n, downsample, use_v2, use_checkpoint, clamped_bias, **factory,
+            dropout_path_rate, normalize, n, downsample, use_v2, use_checkpoint, clamped_bias,
+            merge_strides=merge_strides, **factory,
         )  # fmt: skip
+        self.strides = strides = self.encoder.strides
         self.encoder1 = FusedResidualBlock(n, in_channels, f, **factory)
         self.encoder2 = FusedResidualBlock(n, f, f, **factory)
         self.encoder3 = FusedResidualBlock(n, 2 * f, 2 * f, **factory)
         self.encoder4 = FusedResidualBlock(n, 4 * f, 4 * f, **factory)
         self.encoder10 = FusedResidualBlock(n, 16 * f, 16 * f, **factory)
-        self.decoder5 = FusedUpBlock(n, 16 * f, 8 * f, **factory)
-        self.decoder4 = FusedUpBlock(n, 8 * f, 4 * f, **factory)
-        self.decoder3 = FusedUpBlock(n, 4 * f, 2 * f, **factory)
-        self.decoder2 = FusedUpBlock(n, 2 * f, f, **factory)
-        self.decoder1 = FusedUpBlock(n, f, f, **factory)
+        self.decoder5 = FusedUpBlock(n, 16 * f, 8 * f, strides[4], **factory)
+        self.decoder4 = FusedUpBlock(n, 8 * f, 4 * f, strides[3], **factory)
+        self.decoder3 = FusedUpBlock(n, 4 * f, 2 * f, strides[2], **factory)
+        self.decoder2 = FusedUpBlock(n, 2 * f, f, strides[1], **factory)
+        self.decoder1 = FusedUpBlock(n, f, f, strides[0], **factory)
         convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[n]
         self.out = convolution(f, out_channels, 1, **factory)
 
@@ -213,30 +267,24 @@ class SwinUNETR(nn.Module):
 
     def _fitted(self, x: Tensor) -> Tensor:
         """The input, padded where that is asked for. ValueError for a shape that the network cannot take."""
-        wanted = f"(B, {self.in_channels}, and {self.spatial_dims} spatial axes)"
-        if x.dim() != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x: got the shape {tuple(x.shape)}, wanted {wanted}")
-        if not x.numel():
-            raise ValueError(f"x: got the shape {tuple(x.shape)}, which is empty")
-        if not x.is_floating_point():
-            raise TypeError(f"x: got {x.dtype}, wanted a floating-point tensor")
-        step = 2 ** (STAGES + 1)
+        _check_input(x, self.in_channels, self.spatial_dims, self.out.weight)
+        steps = [prod(each) for each in zip(*self.strides, strict=True)]
         size = tuple(x.shape[2:])
-        fitted = [-(-length // step) * step for length in size]
-        if max(fitted) < 2 * step:
-            fitted[-1] = 2 * step
+        fitted = [-(-length // step) * step for length, step in zip(size, steps, strict=True)]
+        if fitted == steps:  # a single voxel is left at the end
+            fitted[-1] *= 2
         if tuple(fitted) == size:
             return x
         if not self.pad_input:
-            axes = [axis + 2 for axis, length in enumerate(size) if length % step]
+            axes = [axis + 2 for axis, (s, step) in enumerate(zip(size, steps, strict=True)) if s % step]
             if axes:
                 raise ValueError(
-                    f"x: got the sizes {size}, of which those of the axes {axes} are no multiples of {step}; wanted "
-                    "such, or pad_input=True"
+                    f"x: got the sizes {size}, of which those of the axes {axes} are no multiples of {_told(steps)}; "
+                    "wanted such, or pad_input=True"
                 )
             raise ValueError(
-                f"x: got the sizes {size}, at which instance norm would see a single voxel at 1/{step}; wanted at "
-                f"least {2 * step} on one axis, or pad_input=True"
+                f"x: got the sizes {size}, at which instance norm would see a single voxel at the end; wanted at "
+                f"least {_told([2 * step for step in steps])} on one axis, or pad_input=True"
             )
         by = [wanted - length for wanted, length in zip(fitted, size, strict=True)]
         return F.pad(x, [amount for length in reversed(by) for amount in (0, length)])

@@ -1,4 +1,5 @@
-"""Residual and up blocks on a CPU: channels last, with instance norm, sum and LeakyReLU in fused loops (`residual.c`).
+"""Residual and up blocks, channels last, with instance norm, sum and LeakyReLU fused: in loops on a CPU (`residual.c`),
+in Triton kernels on a GPU (`residual_triton`).
 
 Convolutions of this layout need no reordering of their maps; each norm reads its map once for its moments, and what is
 normalised is never written: a block keeps its two or three convolutions' outputs and its result for the backward pass.
@@ -7,6 +8,8 @@ normalised is never written: a block keeps its two or three convolutions' output
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ def normed_sum(a: Tensor, b: Tensor | None = None, normed: bool = False) -> Tens
     """LeakyReLU(norm(a)), LeakyReLU(norm(a) + b) or, `normed`, LeakyReLU(norm(a) + norm(b)); norms over space.
 
     Args:
-        a, b: (B, C, *S), float32 on the CPU, of more than one voxel.
+        a, b: (B, C, *S), of more than one voxel: float32 on the CPU, any floating type on a GPU.
         normed: whether `b` is normalised too.
 
     Returns (B, C, *S), channels last in memory.
@@ -69,6 +72,13 @@ def _norm_gradient(x: Tensor, d_z: Tensor) -> Tensor | None:
 class _NormedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor | None, normed: bool) -> Tensor:
+        ctx.normed, ctx.added = normed, None if b is None else b.dtype
+        if a.is_cuda:
+            from paperworks.swin.swin_unetr import residual_triton
+
+            out, statistics = residual_triton.forward(a, b, normed, EPS, SLOPE)
+            ctx.save_for_backward(a, b if normed else None, statistics, out)
+            return out
         statistics = a.new_zeros(4, *a.shape[:2])
         statistics[3] = 1
         for i, map in enumerate((a, b) if normed and b is not None else (a,)):
@@ -76,7 +86,6 @@ class _NormedSum(torch.autograd.Function):
             _library().moments(*pointers, EPS, *_sizes(map))
         out = torch.empty_like(a)
         _library().residual(*_pointers(a, b, statistics, out), SLOPE, *_sizes(a))
-        ctx.normed, ctx.added = normed, b is not None
         ctx.save_for_backward(a, b if normed else None, statistics, out)
         return out
 
@@ -87,6 +96,10 @@ class _NormedSum(torch.autograd.Function):
             d_z = torch.where(out > 0, 1.0, SLOPE) * d_out
             d_b = _norm_gradient(b, d_z) if ctx.normed else d_z if ctx.added else None
             return _norm_gradient(a, d_z), d_b, None
+        if a.is_cuda:
+            from paperworks.swin.swin_unetr import residual_triton
+
+            return *residual_triton.backward(a, b, statistics, out, _last(d_out), SLOPE, ctx.added), None
         d_out, d_a = _last(d_out), torch.empty_like(a)
         d_b = torch.empty_like(a) if ctx.added else None
         second = b if ctx.normed else a if ctx.added else None  # one without a norm is not read
@@ -98,7 +111,11 @@ class _NormedSum(torch.autograd.Function):
 def _fits(*tensors: Tensor | None) -> bool:
     first = tensors[0]
     assert first is not None
-    return usable(*tensors) and first.numel() > first.shape[0] * first.shape[1] and _library() is not None
+    if first.numel() <= first.shape[0] * first.shape[1]:
+        return False
+    if first.is_cuda:
+        return find_spec("triton") is not None and not native.must_be_traceable(*(t for t in tensors if t is not None))
+    return usable(*tensors) and _library() is not None
 
 
 def _joined(convolution: Any, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -127,14 +144,24 @@ class FusedResidualBlock(ResidualBlock):
 
 
 class FusedUpBlock(UpBlock):
-    """`UpBlock` of a `FusedResidualBlock`: same values, same weights."""
+    """`UpBlock` of a `FusedResidualBlock`: same values, same weights.
 
-    def __init__(self, ndim: int, in_channels: int, out_channels: int, **factory: Any) -> None:
+    Args:
+        stride: what multiplies the size of each axis, 2 as in `UpBlock` or other numbers.
+    """
+
+    def __init__(
+        self, ndim: int, in_channels: int, out_channels: int, stride: Sequence[int] | int = 2, **factory: Any
+    ) -> None:
         super().__init__(ndim, in_channels, out_channels, **factory)
+        stride = (stride,) * ndim if isinstance(stride, int) else tuple(stride)
+        if set(stride) != {2}:
+            kind: Any = type(self.transp_conv.conv)
+            self.transp_conv.conv = kind(in_channels, out_channels, stride, stride, bias=False, **factory)
         self.conv_block = FusedResidualBlock(ndim, 2 * out_channels, out_channels, **factory)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, in_channels, *s), (B, out_channels, *2s) -> (B, out_channels, *2s)."""
+        """(B, in_channels, *s), (B, out_channels, *stride s) -> (B, out_channels, *stride s)."""
         if _fits(x, skip, self.transp_conv.conv.weight):
             x = _last(x)
         return super().forward(x, skip)

@@ -17,14 +17,16 @@ def soft_dice_loss(
     """1 - (2 sum(G Y) + smooth) / (sum G^2 + sum Y^2 + smooth), Y = sigmoid(logits), sums over space (Eq. 3).
 
     Args:
-        logits: (B, C, *S), one sigmoid a channel: regions may overlap.
+        logits: (B, C, *S), one sigmoid a channel: regions may overlap. Half precision is summed in float32.
         target: (B, C, *S), G, in [0, 1] or bool.
         squared: squares in the denominator; without them sum G + sum Y.
         smooth: added to numerator and denominator.
         reduction: ``"mean"`` over batch and channels, or ``"none"``, (B, C).
 
-    Raises ValueError for other shapes or another reduction.
+    Raises ValueError for other shapes, nothing to sum, or another reduction; TypeError for logits of whole numbers.
     """
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: got {logits.dtype}, wanted a floating-point tensor")
     if logits.shape != target.shape or logits.dim() < 3:
         wanted = "the same, (B, C, and spatial axes)"
         raise ValueError(
@@ -32,7 +34,13 @@ def soft_dice_loss(
         )
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction: got {reduction!r}, wanted 'mean' or 'none'")
-    y, g = torch.sigmoid(logits).flatten(2), target.to(logits.dtype).flatten(2)
+    if not logits.numel():
+        raise ValueError(f"logits: got the shape {tuple(logits.shape)}, which is empty")
+    if not smooth >= 0:
+        raise ValueError(f"smooth: got {smooth}, wanted 0 or more")
+    # sums over a volume pass the largest half-precision number, and stop growing in bfloat16
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    y, g = torch.sigmoid(logits.to(wide)).flatten(2), target.to(wide).flatten(2)
     overlap = (g * y).sum(-1)
     size = (g.square() + y.square()).sum(-1) if squared else (g + y).sum(-1)
     loss = 1 - (2 * overlap + smooth) / (size + smooth)
@@ -58,20 +66,21 @@ def dice_score(pred: Tensor, target: Tensor) -> Tensor:
     return 2 * (p & g).sum(1).double() / (p.sum(1) + g.sum(1)).double()
 
 
-def hd95(pred: Tensor, target: Tensor, spacing: Sequence[float]) -> Tensor:
+def hd95(pred: Tensor, target: Tensor, spacing: Sequence[float] | float) -> Tensor:
     """95th percentile of the distances from each surface voxel of one mask to the nearest of the other, both ways.
 
     Args:
         pred, target: bool (C, *S). A surface voxel has a face neighbour outside of the mask; beyond the edge of the
             volume is outside.
-        spacing: length of a voxel on each axis; the result has its unit.
+        spacing: length of a voxel on each axis, or one number for all; the result has its unit.
 
     Returns float64 (C,): NaN where both are empty, infinity where one is.
     """
     from scipy import ndimage
 
     _masks(pred, target)
-    spacing = tuple(float(s) for s in spacing)
+    given = (spacing,) * (pred.dim() - 1) if isinstance(spacing, int | float) else spacing
+    spacing = tuple(float(s) for s in given)
     if len(spacing) != pred.dim() - 1 or min(spacing) <= 0:
         raise ValueError(f"spacing: got {spacing}, wanted {pred.dim() - 1} positive numbers, one an axis")
 
