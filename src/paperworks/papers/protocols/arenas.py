@@ -39,7 +39,22 @@ KAN = (
 )
 """On 8x8 digits 2,600 to 2,800 parameters each (S-KAN after pruning); FLOPs count ten for each value of a basis."""
 
+_MAPS = "paperworks.papers.protocols.swin_networks:MapClassifier"
+SWIN = (
+    Arm("shifted windows (Swin)", _MAPS, {"mixer": "window"}),
+    Arm("windows, not shifted", _MAPS, {"mixer": "window, not shifted"}),
+    Arm("attention over the whole map", _MAPS, {"mixer": "global"}),
+    Arm("Swin with squeeze-and-excitation", _MAPS, {"mixer": "window", "excite": True}),
+    Arm("Gated-SwinRMT, retention", _MAPS, {"mixer": "retention"}),
+    Arm("Gated-SwinRMT, SWAT", _MAPS, {"mixer": "swat"}),
+    Arm("RMT, Manhattan retention", _MAPS, {"mixer": "manhattan"}),
+    Arm("depthwise convolution", _MAPS, {"mixer": "depthwise"}),
+    Arm("no mixing of tokens", _MAPS, {"mixer": "none"}),
+)
+"""Networks of equal width and depth on 8x8 digits, a patch a pixel."""
+
 ARENAS = {
     "activations": Arena("activations", classification, "accuracy", ACTIVATIONS, {}, Tiers(smoke=2, desk=10)),
     "kan": Arena("kan", network_classification, "accuracy", KAN, {}, Tiers(smoke=2, desk=8)),
+    "swin": Arena("swin", network_classification, "accuracy", SWIN, {"lr": 2e-3}, Tiers(smoke=2, desk=8)),
 }
