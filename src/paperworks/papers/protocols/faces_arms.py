@@ -1,0 +1,28 @@
+"""What is compared in the claims about joint face analysis: which levels, which branches, which tasks together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FaceRecipe:
+    """One way to learn several tasks from faces.
+
+    Attributes:
+        levels: ``"all"`` of the pyramid, or the ``"last"``, with branches widened to as many parameters.
+        joint: one network for all tasks; otherwise one for each, with as many updates.
+        alike: every branch has all tasks, and a task's output is the mean over branches: what differs between branches
+            is chance.
+    """
+
+    levels: str = "all"
+    joint: bool = True
+    alike: bool = False
+
+
+def recipe(levels: str = "all", joint: bool = True, alike: bool = False) -> FaceRecipe:
+    """The recipe of an arm's options."""
+    if levels not in ("all", "last"):
+        raise ValueError(f"levels: got {levels!r}, wanted 'all' or 'last'")
+    return FaceRecipe(levels, joint, alike)
