@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton decides when it is first imported whether it interprets: a process of its own is needed for that.
 INTERPRETED = DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
 here = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs within test_kernels_in_the_interpreter")
-CONE: dict[str, Any] = {"detector_shape": (12, 13), "pixel_size": 1.1}
+CONE: dict[str, Any] = {"detector_shape": (5, 6), "pixel_size": 2.3}
 
 
 @pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="the kernels run in this process")
