@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tempfile
 import threading
 from dataclasses import replace
@@ -17,6 +18,7 @@ from paperworks.web.app import create_app
 from paperworks.web.settings import Settings
 
 GRACE_SECONDS = 10
+SWITCH_SECONDS = 2e-4
 HANDED_OVER = "PAPERWORKS_SITE"
 """Where worker processes find the settings: a file that only this user may read, there while the server runs."""
 
@@ -24,7 +26,18 @@ HANDED_OVER = "PAPERWORKS_SITE"
 def application(settings: Settings) -> ASGIApp:
     """The site, which gets ready for its first readers in the background."""
     app = create_app(settings)
-    threading.Thread(target=app.state.site.warm, name="warm", daemon=True).start()
+
+    def warm() -> None:
+        # What is computed meanwhile would keep the interpreter from the answers for 5 ms at each of their reads and
+        # writes: two hundred readers would wait for a second.
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        try:
+            app.state.site.warm()
+        finally:
+            sys.setswitchinterval(usual)
+
+    threading.Thread(target=warm, name="warm", daemon=True).start()
     return app
 
 
