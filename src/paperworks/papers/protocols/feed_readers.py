@@ -61,7 +61,8 @@ def _answers(port: int) -> bool:
 def served(store: Path, keep_pages: bool = True) -> Iterator[int]:
     """The port of a server process that shows the store. Raises RuntimeError where it does not start."""
     port = _free_port()
-    call = f"from {__name__} import serve_site; serve_site({str(store)!r}, {port}, {keep_pages})"
+    name = serve_site.__name__  # named, so that the fingerprint of the trial follows what it imports
+    call = f"from {__name__} import {name}; {name}({str(store)!r}, {port}, {keep_pages})"
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
