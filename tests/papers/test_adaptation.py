@@ -4,16 +4,15 @@ import gzip
 import importlib.util
 import math
 import struct
-from collections.abc import Iterator
 
 import pytest
 import torch
+from in_process import Here
 from torch import nn
 
 import paperworks.efficiency.dopamine as method
 from paperworks.lab.benchmark import find_cases
-from paperworks.lab.execute import execute
-from paperworks.lab.nouns import MINIMUM_SEEDS, Arm, BestOf, at_tier, resolve
+from paperworks.lab.nouns import Arm, BestOf, at_tier, resolve
 from paperworks.lab.registry import find
 from paperworks.lab.runner import run
 from paperworks.lab.store import open_store
@@ -31,14 +30,6 @@ ARMS = "paperworks.papers.protocols.adaptation_arms:"
 def trial(protocol=adaptation, **settings) -> Trial:
     defaults = {s.name: at_tier(s.default, "smoke") for s in protocol.settings}
     return Trial(0, "smoke", settings={**defaults, "data": "digits?size=8", "hidden": 16, **settings})
-
-
-class Here:
-    """An engine that runs trials in this process."""
-
-    def run(self, specs, progress=None) -> Iterator[object]:
-        for spec in specs:
-            yield execute(spec)
 
 
 # --- the task ---
@@ -128,8 +119,6 @@ def test_an_arm_is_no_further_ahead_of_itself_on_another_foundation():
 def test_facts():
     assert paper.arxiv == "2602.11726"
     assert len(paper.authors.split(", ")) == paper.n_authors == 1
-    assert importlib.util.find_spec(paper.method) is not None
-    assert {id for finding in paper.findings for id in finding.shown_by} <= {claim.id for claim in paper.claims}
 
 
 def test_the_usage_on_the_card_runs(tmp_path):
@@ -140,13 +129,6 @@ def test_the_usage_on_the_card_runs(tmp_path):
     exec(code, scope)
     assert isinstance(scope["small"], nn.Sequential)
     assert (tmp_path / "taugate_model.safetensors").exists()
-
-
-def test_every_measured_criterion_has_enough_seeds_and_something_to_lose_to():
-    for claim in paper.claims:
-        for criterion in claim.criteria:
-            assert at_tier(criterion.seeds, "desk") >= MINIMUM_SEEDS
-            assert criterion.baseline is not None or criterion.control is not None
 
 
 def test_like_sizes_are_compared_with_as_many_rates():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from feed.loopback import Asked, loopback
+from in_process import Here
 
 from paperworks.feed.evaluation import judged
-from paperworks.lab.execute import execute
 from paperworks.lab.nouns import MINIMUM_SEEDS, at_tier, resolve
 from paperworks.lab.registry import find
 from paperworks.lab.report import collect
@@ -36,21 +34,11 @@ def unmet(id: str) -> list[str]:
     return [name for name, bound in paper.claim(id).bounds.items() if not bound.met(found[name])]
 
 
-class Here:
-    """An engine that runs trials in this process."""
-
-    def run(self, specs: Any, progress: Any = None) -> Iterator[object]:
-        for spec in specs:
-            yield execute(spec)
-
-
 # --- the card ---
 
 
 def test_facts() -> None:
     assert (paper.arxiv, paper.url) == ("", "")
-    assert importlib.util.find_spec(paper.method) is not None
-    assert {id for finding in paper.findings for id in finding.shown_by} <= {claim.id for claim in paper.claims}
     assert paper.carried
 
 

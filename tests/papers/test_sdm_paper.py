@@ -1,18 +1,17 @@
 """The card of SDM: its exact checks and that a broken method loses them, what it needs, a whole run, the benchmark."""
 
 import importlib.util
-from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from in_process import Here
 from papers.protocols.embedding_files import write_answers, write_embeddings
 
 import paperworks.activations.sdm as method
 from paperworks.lab.benchmark import find_cases
-from paperworks.lab.execute import execute
-from paperworks.lab.nouns import MINIMUM_SEEDS, at_tier, resolve
+from paperworks.lab.nouns import resolve
 from paperworks.lab.registry import find
 from paperworks.lab.report import collect
 from paperworks.lab.report.figures import draw_all
@@ -34,14 +33,6 @@ def unmet(id: str) -> list[str]:
     return [name for name, bound in paper.claim(id).bounds.items() if not bound.met(found[name])]
 
 
-class Here:
-    """An engine that runs trials in this process."""
-
-    def run(self, specs, progress=None) -> Iterator[object]:
-        for spec in specs:
-            yield execute(spec)
-
-
 @pytest.fixture
 def store(tmp_path):
     with open_store(tmp_path / "lab.sqlite") as opened:
@@ -54,8 +45,6 @@ def store(tmp_path):
 def test_facts():
     assert paper.arxiv == "2502.20167"
     assert len(paper.authors.split(", ")) == paper.n_authors == 1
-    assert importlib.util.find_spec(paper.method) is not None
-    assert {id for finding in paper.findings for id in finding.shown_by} <= {claim.id for claim in paper.claims}
 
 
 @pytest.mark.filterwarnings("ignore:no threshold reaches")
@@ -65,13 +54,6 @@ def test_the_usage_on_the_card_runs(capsys):
     embeddings = generator.standard_normal((80, 4)) + 6 * (labels == "storm")[:, None]
     exec(paper.usage, {"embeddings": embeddings, "labels": labels, "new_embeddings": embeddings[:3] + 0.01})
     assert capsys.readouterr().out
-
-
-def test_every_measured_criterion_has_enough_seeds_and_something_to_lose_to():
-    for claim in paper.claims:
-        for criterion in claim.criteria:
-            assert at_tier(criterion.seeds, "desk") >= MINIMUM_SEEDS
-            assert criterion.baseline is not None or criterion.control is not None
 
 
 # --- exact claims ---

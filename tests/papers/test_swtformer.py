@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from in_process import Here
 from PIL import Image
 from torch import nn
 
 import paperworks.swin.swtformer as method
 from paperworks.data.voc import VOC_CLASSES
 from paperworks.lab.benchmark import find_cases
-from paperworks.lab.execute import execute
 from paperworks.lab.nouns import MINIMUM_SEEDS, Arm, Need, at_tier, resolve
 from paperworks.lab.registry import find
 from paperworks.lab.report import collect
@@ -40,22 +38,12 @@ def unmet(id: str) -> list[str]:
     return [name for name, bound in paper.claim(id).bounds.items() if not bound.met(found[name])]
 
 
-class Here:
-    """An engine that runs trials in this process."""
-
-    def run(self, specs, progress=None) -> Iterator[object]:
-        for spec in specs:
-            yield execute(spec)
-
-
 def settings_of(protocol, **given) -> dict[str, object]:
     return {**{s.name: at_tier(s.default, "smoke") for s in protocol.settings}, **given}
 
 
 def test_facts() -> None:
     assert (paper.arxiv, paper.n_authors, paper.area) == ("2401.17828", 2, "swin")
-    assert importlib.util.find_spec(paper.method) is not None
-    assert {id for finding in paper.findings for id in finding.shown_by} <= {claim.id for claim in paper.claims}
     for claim in paper.claims:
         for criterion in claim.criteria:
             assert at_tier(criterion.seeds, "desk") >= MINIMUM_SEEDS

@@ -394,8 +394,7 @@ paper.figures.append(
 paper.findings.append(
     Finding(
         "The entropy that the method sets out to lower falls for a negative eps and rises for a positive one. CRReLU "
-        "starts at +0.01, on the rising side, and leaves it to training to cross: whether it does depends on the "
-        "network and on the learning rate.",
+        "starts at +0.01, on the rising side: whether training crosses depends on network and learning rate.",
         ("entropy-rises-with-eps", *(claim.id for claim in paper.claims if "eps-ends-negative" in claim.id)),
     )
 )

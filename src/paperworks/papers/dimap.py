@@ -287,7 +287,6 @@ paper.measured(
 )  # fmt: skip
 
 # --- needs ---
-
 PICTURES = Need("setting", "data", "ImageNet: data=imagefolder:PATH with PATH/train and PATH/val", r"imagefolder:.+")
 CUDA = Need("gpu", "cuda", "fine-tuning on ImageNet")
 
