@@ -152,6 +152,18 @@ def test_folds_of_a_file(tmp_path: Path) -> None:
         BraTSVolumes(root, "val", folds=listed)
 
 
+def test_fewer_cases_than_folds_are_not_divided(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel")
+    write_cases(tmp_path, 4)
+    for split in ("train", "val", "validation"):
+        for fold in (0, 4):
+            with pytest.raises(ValueError, match=r"root: got 4 cases in .*, wanted 5 or more.* in a file, folds"):
+                BraTSVolumes(tmp_path, split, fold=fold)
+    assert len(BraTSVolumes(tmp_path, "all")) == 4
+    write_cases(tmp_path / "more", 5)
+    assert [len(BraTSVolumes(tmp_path / "more", split)) for split in ("train", "val")] == [4, 1]
+
+
 def test_cases_without_segmentation(tmp_path: Path) -> None:
     pytest.importorskip("nibabel")
     write_cases(tmp_path, 1, seg=False)
@@ -165,7 +177,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         BraTSVolumes(tmp_path / "none", "train")
     for options, message in (
         ({"split": "dev"}, "split: got 'dev'"),
-        ({"split": "train"}, "which has none of 0 cases"),
+        ({"split": "all"}, "which has none of 0 cases"),
         ({"split": "train", "crop": (8, 8)}, "crop: got"),
         ({"split": "train", "fold": 5}, "fold: got 5"),
     ):

@@ -37,7 +37,7 @@ def test_training_squares_come_from_the_left_and_test_squares_from_the_right(mon
     place = torch.arange(200) % 2
     striped = torch.where(torch.arange(200) < 120, place.float(), torch.nan).expand(200, 200).clone()
     striped[:, 130:] = place.float()[:, None]
-    monkeypatch.setattr("paperworks.data.picture_crops._grey", lambda name: striped)
+    monkeypatch.setattr("paperworks.data.picture_crops.grey_picture", lambda name: striped)
     left, right = (picture_crops(28, 24, seeded(3), held_out=part).images for part in (False, True))
     assert torch.equal(left, left[:, :, :1].expand_as(left)), "stripes down the columns, nothing of the gap"
     assert torch.equal(right, right[..., :1].expand_as(right)), "stripes along the rows"

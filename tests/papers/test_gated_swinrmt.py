@@ -24,7 +24,7 @@ from paperworks.lab.runner import run
 from paperworks.lab.store import open_store
 from paperworks.lab.trial import Trial
 from paperworks.papers.protocols.gated_crops import picture_classification
-from paperworks.papers.protocols.gated_pictures import NAMES, altered, parts_of, rand_augmented, rate_at
+from paperworks.papers.protocols.gated_pictures import NAMES, altered, parts_of, rand_augmented
 from paperworks.papers.protocols.gated_recipe import whole_recipe
 
 paper = find("gated-swinrmt")
@@ -163,13 +163,6 @@ def test_operations_of_randaugment() -> None:
     assert np.array_equal(moved[:, :15], np.asarray(picture)[:, 4:19]) or moved.shape == (16, 20, 3)
     one, two = (rand_augmented(picture, torch.Generator().manual_seed(s)).tobytes() for s in (3, 3))
     assert one == two
-
-
-def test_rates_rise_and_fall() -> None:
-    assert rate_at(0.05, 0.1) == 0.5
-    assert rate_at(0.1, 0.1) == 1
-    assert rate_at(0.55, 0.1) == pytest.approx(0.5)
-    assert rate_at(1.0, 0.0) == pytest.approx(0)
 
 
 def test_arms_of_a_seed_train_on_the_same_images_and_keep_what_the_figure_shows() -> None:

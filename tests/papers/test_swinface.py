@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from in_process import Here
 from PIL import Image
 
+from paperworks.data.face_pairs import FIVE_POINTS
 from paperworks.lab.benchmark import find_cases
 from paperworks.lab.nouns import Arm, at_tier, resolve
 from paperworks.lab.registry import find
@@ -25,9 +28,11 @@ from paperworks.measure.parameters import count_parameters
 from paperworks.papers.protocols import faces_checks, faces_published
 from paperworks.papers.protocols.faces_arms import FaceRecipe, recipe
 from paperworks.papers.protocols.faces_calls import attention_call
-from paperworks.papers.protocols.faces_published import published_ages, published_expressions
+from paperworks.papers.protocols.faces_patches import face_or_not
+from paperworks.papers.protocols.faces_published import published_ages, published_attributes, published_expressions
 from paperworks.papers.protocols.faces_tasks import face_tasks
 from paperworks.papers.protocols.faces_training import GROUPS, PARTS, batches, build, drawn_faces, widened
+from paperworks.papers.protocols.faces_verification import published_pairs, published_templates
 from paperworks.swin.swinface import MLCA, SwinFace, TaskGroup
 from paperworks.swin.swinface.branches import GroupedMLCA
 
@@ -35,6 +40,7 @@ paper = find("swinface")
 SLOW = {"one-pass-is-the-loop", "one-network-for-all-tasks"}  # run in the smoke test of all papers
 CHECKS = [claim for claim in paper.claims if claim.kind == "exact" and claim.id not in SLOW]
 RECIPE = "paperworks.papers.protocols.faces_arms:recipe"
+COMPARED = "paperworks.papers.protocols.faces_verification:compared_by"
 SAID = "paperworks.papers.protocols.faces_published:said"
 
 
@@ -144,6 +150,18 @@ def test_a_trial_repeats_and_keeps_what_the_figure_shows() -> None:
     assert "levels: age" not in trials["apart"].curves
 
 
+def test_real_pictures_are_told_by_networks_of_one_size() -> None:
+    pytest.importorskip("skimage", reason="its pictures")
+    found = {}
+    for name, options in (("all", {}), ("again", {}), ("last", {"levels": "last"})):
+        trial = Trial(settings=settings_of(face_or_not))
+        found[name] = face_or_not.function(trial, Arm(name, RECIPE, options))
+        assert found[name].keys() == face_or_not.metrics.keys()
+        assert len(trial.curves["loss"]) == 2
+    assert found["all"] == found["again"]
+    assert abs(found["last"]["parameters"] / found["all"]["parameters"] - 1) < 0.03
+
+
 def test_what_is_timed_is_the_same_work() -> None:
     one, loop = (attention_call(Trial(), grouped)() for grouped in (True, False))
     assert isinstance(one, torch.Tensor)
@@ -190,6 +208,67 @@ def test_expressions_in_the_layout_of_rafdb(tmp_path: Path, checkpoint: Path) ->
     assert found["guess"]["balanced"] == pytest.approx(1 / 3)
 
 
+def test_attributes_in_the_layout_of_celeba(tmp_path: Path, checkpoint: Path) -> None:
+    names = write_faces(tmp_path, 6, "img_align_celeba/{:06d}.jpg")
+    rows = [f"{Path(n).name} {'1' if i % 3 else '-1'} 1" for i, n in enumerate(names)]
+    (tmp_path / "list_attr_celeba.txt").write_text("\n".join(["6", "Male Young", *rows]))
+    parts = "\n".join(f"{Path(n).name} {0 if i < 3 else 2}" for i, n in enumerate(names))
+    (tmp_path / "list_eval_partition.txt").write_text(parts)
+    given = {"celeba": str(tmp_path), "weights": str(checkpoint), "width": 24}
+    found = {}
+    for name, options in (("weights", {}), ("guess", {"guess": True})):
+        trial = Trial(3, settings=settings_of(published_attributes, **given))
+        found[name] = published_attributes.function(trial, Arm(name, SAID, options))
+    drawn = torch.randint(0, 3, (3,), generator=Trial(3).generator("test faces"))
+    assert found["guess"]["accuracy"] == pytest.approx((float((drawn % 3 != 0).double().mean()) + 1) / 2)
+    assert 0 <= found["weights"]["balanced"] <= 1
+
+
+def jpeg(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_pairs_as_they_are_packed(tmp_path: Path, checkpoint: Path) -> None:
+    noise, pictures, answers = np.random.default_rng(0), [], []
+    for i in range(40):
+        first, other = noise.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)
+        pictures += [jpeg(first), jpeg(first if i % 2 else other)]
+        answers.append(bool(i % 2))
+    (tmp_path / "agedb_30.bin").write_bytes(pickle.dumps((pictures, answers)))
+    given = {"pairs": str(tmp_path), "set": "agedb_30", "weights": str(checkpoint), "width": 24}
+    for options in ({}, {"pixels": True}):
+        trial = Trial(0, settings=settings_of(published_pairs, **given))
+        found = published_pairs.function(trial, Arm("x", COMPARED, options))
+        assert found["auc"] == 1, "one person is one picture here"
+        assert found["accuracy"] >= 0.9
+    with pytest.raises(ValueError, match="got 'megaface', wanted one of lfw"):
+        next(s for s in published_pairs.settings if s.name == "set").check("megaface")
+
+
+def test_templates_in_the_layout_of_ijbc(tmp_path: Path, checkpoint: Path) -> None:
+    noise = np.random.default_rng(0)
+    people = noise.integers(0, 255, (3, 8, 8, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)
+    (tmp_path / "loose_crop").mkdir()
+    (tmp_path / "meta").mkdir()
+    faces, points = [], []
+    landmarks = " ".join(f"{v}" for place in FIVE_POINTS for v in place)
+    for i in range(12):  # two templates a person, of a picture and a video of one frame
+        (tmp_path / "loose_crop" / f"{i}.jpg").write_bytes(jpeg(people[i // 4]))
+        faces.append(f"{i}.jpg {100 + i // 2} {i}")
+        points.append(f"{i}.jpg {landmarks} 0.{9 - i % 2}")
+    pairs = [(a, b) for a in range(100, 106) for b in range(a + 1, 106)]
+    lines = [f"{a} {b} {int((a - 100) // 2 == (b - 100) // 2)}" for a, b in pairs]
+    for name, rows in (("face_tid_mid", faces), ("name_5pts_score", points), ("template_pair_label", lines)):
+        (tmp_path / "meta" / f"ijbc_{name}.txt").write_text("\n".join(rows) + "\n")
+    given = {"ijbc": str(tmp_path), "weights": str(checkpoint), "width": 24}
+    for options in ({}, {"pixels": True}):
+        trial = Trial(0, settings=settings_of(published_templates, **given))
+        found = published_templates.function(trial, Arm("x", COMPARED, options))
+        assert found == {"accepted": 1.0}, "one person is one picture here"
+
+
 def test_ages_in_the_layout_of_clap(tmp_path: Path, checkpoint: Path) -> None:
     for part in ("train", "test"):
         names = write_faces(tmp_path, 5, f"{part}_{{}}.jpg")
@@ -215,6 +294,11 @@ def test_what_is_needed_is_said() -> None:
     assert missing("expressions-on-rafdb") == ["rafdb", "weights"]
     assert missing("expressions-on-rafdb", rafdb="x", weights="y") == []
     assert missing("ages-on-clap", weights="y") == ["clap"]
+    for id in ("lfw", "cfp-fp", "agedb-30", "calfw", "cplfw"):
+        assert missing(f"identities-on-{id}") == ["pairs", "weights"]
+    assert missing("identities-on-ijb-c", weights="y") == ["ijbc"]
+    assert missing("attributes-on-celeba", weights="y") == ["celeba"]
+    assert [need.kind for need in paper.claim("one-pass-is-much-faster-on-a-gpu").needs] == ["gpu"]
 
 
 # --- a run, the figure, the benchmark ---

@@ -18,14 +18,18 @@ from paperworks.swin.swinface import (
     TaskBatch,
     TaskGroup,
     calibration_error,
+    embed,
     fit_joint,
     fit_temperatures,
     gate_report,
+    pair_scores,
     predict,
     render_faces,
     subgroup_scores,
     task_scores,
+    template_embeddings,
     training_groups,
+    training_transform,
     verify_pairs,
 )
 from paperworks.swin.swinface.training import learning_rate
@@ -57,6 +61,72 @@ def test_mirror_images_are_added() -> None:
     a, b, c, d = (torch.randn(30, 4, generator=generator) for _ in range(4))
     same = torch.arange(30) % 3 == 0
     assert verify_pairs(a, b, same, flipped=(c, d)) == verify_pairs(a + c, b + d, same)
+
+
+def small() -> SwinFace:
+    torch.manual_seed(0)
+    return SwinFace(
+        (TaskGroup("age", {"young": 2, "age": 1}),), img_size=16, embed_dim=8, depths=(1, 1), num_heads=(1, 2),
+        window_size=4, embedding_size=12,
+    )  # fmt: skip
+
+
+def test_embeddings_of_faces_and_their_mirror_images() -> None:
+    model, faces = small(), torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    plain, mirrored = (embed(model, x.split(2), flip=False) for x in (faces, faces.flip(-1)))
+    both = embed(model, faces.split(3))
+    torch.testing.assert_close(both, plain + mirrored, atol=1e-5, rtol=1e-5)
+    assert model.training
+    with pytest.raises(ValueError, match="images: got no batch"):
+        embed(model, [])
+
+
+def test_templates_average_videos_and_add_media() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    templates = torch.tensor([7, 3, 7, 7, 3, 7])
+    media = torch.tensor([1, 1, 2, 2, 1, 2])
+    names, found = template_embeddings(x, templates, media)
+    assert names.tolist() == [3, 7]
+    seven = x[0] + x[[2, 3, 5]].mean(0)
+    torch.testing.assert_close(found[1], F.normalize(seven.double(), dim=0))
+    torch.testing.assert_close(found[0], F.normalize(x[[1, 4]].mean(0).double(), dim=0))
+    weights = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    _, weighted = template_embeddings(x, templates, media, weights)
+    torch.testing.assert_close(weighted, F.normalize(x[[1, 2]].double()))
+    score = pair_scores(found, torch.tensor([[0, 1], [1, 1]]), chunk=1)
+    torch.testing.assert_close(score, torch.stack([found[0] @ found[1], torch.ones(()).double()]))
+    with pytest.raises(ValueError, match=r"embeddings, templates, media, weights: got the shapes \(6, 4\), \(5,\)"):
+        template_embeddings(x, templates[:5], media)
+    with pytest.raises(ValueError, match="embeddings, pairs: got the shapes"):
+        pair_scores(found, torch.zeros(3, dtype=torch.long))
+
+
+def test_a_task_of_one_number_starts_where_it_is_told() -> None:
+    model, faces = small().eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        before = model(faces)
+        model.start_at("age", 33.5)
+        after = model(faces)
+    torch.testing.assert_close(after["age"], before["age"] + 33.5)
+    assert torch.equal(after["young"], before["young"])
+    with pytest.raises(ValueError, match="task: got 'young' of 2 outputs"):
+        model.start_at("young", 1.0)
+    with pytest.raises(ValueError, match="task: got 'iq', wanted one of young, age"):
+        model.start_at("iq", 1.0)
+
+
+def test_faces_to_be_recognised_are_mirrored_only() -> None:
+    face = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    change = training_transform("recognition", 20, generator=generator)
+    seen = {tuple(change(face)[0, 0].tolist()) for _ in range(20)}
+    assert seen == {tuple((2 * row - 1).tolist()) for row in (face[0, 0], face[0, 0].flip(0))}
+    one, two = (training_transform(size=20, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    changed = [one(face) for _ in range(20)]
+    assert all(torch.equal(x, two(face)) for x in changed)
+    assert len({tuple(x.flatten().tolist()) for x in changed}) > 10
+    with pytest.raises(ValueError, match="part: got 'identity', wanted 'analysis' or 'recognition'"):
+        training_transform("identity")
 
 
 @settings(max_examples=30, deadline=None)

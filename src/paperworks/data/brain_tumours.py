@@ -75,13 +75,15 @@ class BraTSVolumes(Dataset[dict[str, Any]]):
         augment: flip each axis with probability 1/2, scale each channel by 0.9 to 1.1 and shift it by -0.1 to 0.1.
         generator: of what is random; torch's own if None, which gives each worker of a loader its own numbers.
         folds: JSON file, ``{"training": [{"fold": 0, "image": [4 paths], "label": path}, ...]}`` with paths below
-            root or one folder higher. Without it every fifth case in the order of names belongs to one fold.
+            root or one folder higher. Without it every fifth case in the order of names belongs to one fold, and
+            ``"train"`` and ``"val"`` need five cases.
         fold: the fold of ``"val"``, 0 to 4.
 
     Each item: ``"image"`` float32 (4, D, H, W), each channel normalised over its non-zero voxels; ``"label"`` bool
     (3, D, H, W), TC, WT and ET, unless the split is ``"test"``; ``"name"``; ``"spacing"`` in millimetres.
 
-    Raises FileNotFoundError for a missing folder or file, ValueError for a split without cases or an unknown one.
+    Raises FileNotFoundError for a missing folder or file, ValueError for a split without cases or an unknown one, or
+    for fewer cases than folds.
     """
 
     def __init__(
@@ -108,6 +110,9 @@ class BraTSVolumes(Dataset[dict[str, Any]]):
         self.split, self.augment, self.generator = split, augment, generator
         self.crop = None if crop is None else tuple(crop)
         entries = self._listed() if folds is None else self._from_json(Path(folds))
+        if folds is None and split in ("train", "val") and len(entries) < FOLDS:
+            found = f"got {len(entries)} cases in {root}, wanted {FOLDS} or more, one for each fold"
+            raise ValueError(f"root: {found}; name the fold of each in a file, folds")
         wanted = {"train": lambda f: f != fold, "val": lambda f: f == fold}.get(split, lambda _: True)
         self.cases = [case for belongs, case in entries if wanted(belongs)]
         if not self.cases:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperworks.data.picture_crops import LEFT, RIGHT
-from paperworks.data.picture_crops import _grey as grey_picture
+from paperworks.data.picture_crops import LEFT, RIGHT, grey_picture
 
 __all__ = ["TEXTURES", "Mosaics", "digit_mosaics"]
 

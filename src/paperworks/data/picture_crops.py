@@ -25,7 +25,15 @@ from torch import Tensor
 from paperworks.data.image_folders import SUFFIXES
 from paperworks.data.sources import walk_files
 
-__all__ = ["PICTURES", "Crops", "ListedPictures", "listing_signature", "picture_crops", "read_mini_imagenet"]
+__all__ = [
+    "PICTURES",
+    "Crops",
+    "ListedPictures",
+    "grey_picture",
+    "listing_signature",
+    "picture_crops",
+    "read_mini_imagenet",
+]
 
 PICTURES = (
     "astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
@@ -54,8 +62,8 @@ class Crops:
 
 
 @cache
-def _grey(name: str) -> Tensor:
-    """A picture as float32 (H, W) in [0, 1]. Raises ImportError that says what to install."""
+def grey_picture(name: str) -> Tensor:
+    """A picture of scikit-image as float32 (H, W) in [0, 1]. Raises ImportError that says what to install."""
     try:
         from skimage import color, data
     except ImportError as error:
@@ -82,7 +90,7 @@ def picture_crops(n: int, size: int, generator: torch.Generator, *, held_out: bo
         raise ValueError(f"n: got {n}, wanted a positive number")
     images, labels = torch.empty(n, 1, size, size), torch.arange(n) % len(PICTURES)
     for i, label in enumerate(labels.tolist()):
-        picture = _grey(PICTURES[label])
+        picture = grey_picture(PICTURES[label])
         width = picture.shape[1]
         part = picture[:, int(width * RIGHT) :] if held_out else picture[:, : int(width * LEFT)]
         if size < 1 or size > min(part.shape):

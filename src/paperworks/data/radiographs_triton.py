@@ -39,6 +39,19 @@ def _cell(p):
 
 
 @triton.jit
+def _corner(corner: tl.constexpr, ix, iy, iz, fx, fy, fz, X, Y, Z):
+    """One of the eight voxels around a place: its trilinear weight, where it lies, and whether it is in the volume."""
+    cx = ix + corner // 4
+    cy = iy + (corner // 2) % 2
+    cz = iz + corner % 2
+    wx = fx if corner // 4 else 1.0 - fx
+    wy = fy if (corner // 2) % 2 else 1.0 - fy
+    wz = fz if corner % 2 else 1.0 - fz
+    there = (cx >= 0) & (cx < X) & (cy >= 0) & (cy < Y) & (cz >= 0) & (cz < Z)
+    return wx * wy * wz, (cx * Y + cy) * Z + cz, there
+
+
+@triton.jit
 def _project_kernel(volume_ptr, walks_ptr, out_ptr, rays, X, Y, Z, steps, step, BLOCK: tl.constexpr):
     image = tl.program_id(1).to(tl.int64)
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -52,14 +65,8 @@ def _project_kernel(volume_ptr, walks_ptr, out_ptr, rays, X, Y, Z, steps, step, 
         iy, fy = _cell(y + k * dy)
         iz, fz = _cell(z + k * dz)
         for corner in tl.static_range(8):
-            cx = ix + corner // 4
-            cy = iy + (corner // 2) % 2
-            cz = iz + corner % 2
-            wx = fx if corner // 4 else 1.0 - fx
-            wy = fy if (corner // 2) % 2 else 1.0 - fy
-            wz = fz if corner % 2 else 1.0 - fz
-            there = here & (cx >= 0) & (cx < X) & (cy >= 0) & (cy < Y) & (cz >= 0) & (cz < Z)
-            total += wx * wy * wz * tl.load(from_ptr + (cx * Y + cy) * Z + cz, mask=there, other=0.0)
+            weight, at, there = _corner(corner, ix, iy, iz, fx, fy, fz, X, Y, Z)
+            total += weight * tl.load(from_ptr + at, mask=here & there, other=0.0)
     tl.store(out_ptr + image * rays + ray, total * step, mask=inside)
 
 
@@ -77,14 +84,8 @@ def _spread_kernel(given_ptr, walks_ptr, volume_ptr, rays, X, Y, Z, steps, step,
         iy, fy = _cell(y + k * dy)
         iz, fz = _cell(z + k * dz)
         for corner in tl.static_range(8):
-            cx = ix + corner // 4
-            cy = iy + (corner // 2) % 2
-            cz = iz + corner % 2
-            wx = fx if corner // 4 else 1.0 - fx
-            wy = fy if (corner // 2) % 2 else 1.0 - fy
-            wz = fz if corner % 2 else 1.0 - fz
-            there = here & (cx >= 0) & (cx < X) & (cy >= 0) & (cy < Y) & (cz >= 0) & (cz < Z)
-            tl.atomic_add(to_ptr + (cx * Y + cy) * Z + cz, given * wx * wy * wz, mask=there)
+            weight, at, there = _corner(corner, ix, iy, iz, fx, fy, fz, X, Y, Z)
+            tl.atomic_add(to_ptr + at, given * weight, mask=here & there)
 
 
 def project(volume: Tensor, walks: Tensor, steps: int, step: float) -> Tensor:

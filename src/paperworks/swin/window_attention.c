@@ -3,7 +3,8 @@
 // A window holds n tokens; index[w * n + i] is the row of the map that token i of window w is, or -1 for padding, which
 // is zero. A row of qkv is [3][heads][d]; the row `offset`, the bias of the projection, is added to each, padding
 // included. Tokens attend to one another where their labels agree; without labels all do. One task is one head of one
-// window of one image; its keys and values are packed once, and four queries at a time meet them.
+// window of one image. Its keys and values are packed once; the queries that are no padding meet them in blocks, in
+// tiles of six by sixteen products, whose sums stay in registers.
 
 #include <float.h>
 #include <math.h>
@@ -13,26 +14,29 @@
 
 typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
 
-
-#define ROWS 4
+#define TILE 6
+#define STRIP 16
+#define BLOCK 48 // queries that meet the keys at a time
 #define MASKED (-1e30f)
+#define LOG2_E 1.44269504f
 
 static inline v8 load(const float *p) { return *(const v8 *)p; }
 static inline void store(float *p, v8 x) { *(v8 *)p = x; }
 static inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// exp of a number that is not positive, within 2 ulp; 0 below -87. Plain arithmetic, so that loops over it vectorise.
-static inline float exponential(float x) {
-    int32_t kept = -(int32_t)!(x <= -87.0f), bits; // all ones, or zero; NaN is kept
+// 2^x of a number that is not positive, within 3 ulp; 0 below -125. Plain arithmetic, so that loops over it vectorise.
+static inline float power_of_two(float x) {
+    int32_t kept = -(int32_t)!(x <= -125.0f), bits; // all ones, or zero; NaN is kept
     float y;
     memcpy(&bits, &x, sizeof bits);
     bits &= kept;
     memcpy(&y, &bits, sizeof y);
-    int32_t whole = (int32_t)(y * 1.44269504f - 0.5f); // towards zero: the nearest whole number
-    float n = (float)whole, r = (y - n * 0.693359375f) + n * 2.12194440e-4f, scale;
+    int32_t whole = (int32_t)(y - 0.5f); // towards zero: the nearest whole number
+    float r = y - (float)whole, scale;
     int32_t power = (whole + 127) << 23;
     memcpy(&scale, &power, sizeof scale);
-    y = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666655f + r * (4.16657962e-2f + r * (8.33345205e-3f + r * 1.39349362e-3f)))));
+    y = 1.0f + r * (0.693147004f + r * (0.240222424f + r * (0.0555073358f + r * (9.67151299e-3f + r * 1.32647273e-3f))));
     y *= scale;
     memcpy(&bits, &y, sizeof bits);
     bits &= kept;
@@ -40,129 +44,92 @@ static inline float exponential(float x) {
     return y;
 }
 
+// A matrix read by tiles: element (row, k) at from[row * down + k * along], one of down and along being 1.
+typedef struct {
+    const float *from;
+    int64_t down, along;
+} Rows;
+
+// A matrix read by strips: row k of strip s at from[s * next + k * along], STRIP floats.
+typedef struct {
+    const float *from;
+    int64_t next, along;
+} Strips;
+
+// out[r][0 : 8 * wide] (+)= sum_k a(r, k) b[k], for `count` rows
+static inline __attribute__((always_inline)) void tile(int count, int wide, const float *a, int64_t down, int64_t along,
+                                                       const float *b, int64_t next, int64_t depth, float *out,
+                                                       int64_t stride, int add) {
+    v8 sum[TILE][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < count; r++) sum[r][0] = sum[r][1] = (v8){0};
+    for (int64_t k = 0; k < depth; k++, b += next) {
+        v8 b0 = load(b), b1 = wide == 2 ? load(b + 8) : b0;
+#pragma GCC unroll 6
+        for (int r = 0; r < count; r++) {
+            float x = a[r * down + k * along];
+            sum[r][0] += x * b0;
+            if (wide == 2) sum[r][1] += x * b1;
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < count; r++) {
+        float *to = out + r * stride;
+        if (add) sum[r][0] += load(to);
+        store(to, sum[r][0]);
+        if (wide == 1) continue;
+        if (add) sum[r][1] += load(to + 8);
+        store(to + 8, sum[r][1]);
+    }
+}
+
+#define TILES(name, wide, down, along)                                                                            \
+    static void name(int64_t count, const float *a, int64_t stride_a, const float *b, int64_t next, int64_t depth, \
+                     float *out, int64_t stride, int add) {                                                       \
+        switch (count) {                                                                                          \
+        case 1: tile(1, wide, a, down, along, b, next, depth, out, stride, add); break;                           \
+        case 2: tile(2, wide, a, down, along, b, next, depth, out, stride, add); break;                           \
+        case 3: tile(3, wide, a, down, along, b, next, depth, out, stride, add); break;                           \
+        case 4: tile(4, wide, a, down, along, b, next, depth, out, stride, add); break;                           \
+        case 5: tile(5, wide, a, down, along, b, next, depth, out, stride, add); break;                           \
+        default: tile(6, wide, a, down, along, b, next, depth, out, stride, add);                                 \
+        }                                                                                                         \
+    }
+TILES(row_tile, 2, stride_a, 1)
+TILES(row_tile_half, 1, stride_a, 1)
+TILES(column_tile, 2, 1, stride_a)
+TILES(column_tile_half, 1, 1, stride_a)
+
+// out[i][j] (+)= sum_k a(i, k) b(k, j) over i < rows, j < width (a multiple of 8), k < depth
+static void multiply(Rows a, Strips b, int64_t rows, int64_t width, int64_t depth, float *out, int64_t stride, int add) {
+    int across = a.along == 1;
+    for (int64_t j = 0; j < width; j += STRIP, b.from += b.next)
+        for (int64_t i = 0; i < rows; i += TILE) {
+            const float *from = a.from + i * a.down;
+            float *to = out + i * stride + j;
+            int64_t count = least(TILE, rows - i);
+            if (width - j >= STRIP)
+                (across ? row_tile : column_tile)(count, from, across ? a.down : a.along, b.from, b.along, depth, to, stride, add);
+            else
+                (across ? row_tile_half : column_tile_half)(count, from, across ? a.down : a.along, b.from, b.along, depth, to, stride, add);
+        }
+}
+
 typedef struct {
     const float *qkv, *offset, *bias;
     const int32_t *index, *labels;
     int64_t tokens, windows, heads, n, d; // d: width of a head
-    int64_t np, dp;                       // n and d rounded up to whole tiles
-    float scale;
+    int64_t np, dp, block;                // n and d rounded up to whole vectors; queries in a block
+    float scale;                          // of the scores, which are in units of log 2
 } Shape;
 
-// Packs one of query, key and value of a window: [np][dp], and where asked its transpose [d][np]; zeros beyond.
-static void pack(const Shape *s, int64_t image, int64_t window, int64_t part, int64_t head, float *rows, float *columns) {
-    int64_t d = s->d, width = s->heads * d;
-    const float *base = s->qkv + image * s->tokens * 3 * width + part * width + head * d;
-    const float *offset = s->offset + part * width + head * d;
-    for (int64_t i = 0; i < s->n; i++) {
-        int32_t at = s->index[window * s->n + i];
-        const float *from = base + (int64_t)at * 3 * width;
-        if (rows)
-            for (int64_t e = 0; e < d; e++) rows[i * s->dp + e] = offset[e] + (at < 0 ? 0 : from[e]);
-        if (columns)
-            for (int64_t e = 0; e < d; e++) columns[e * s->np + i] = offset[e] + (at < 0 ? 0 : from[e]);
-    }
-}
-
-// out[r][j] = sum_e a[r * stride + e] b[e][j] over e < depth, j < width (a multiple of 16)
-static void rows_times(const float *a, int64_t stride, const float *b, int64_t depth, int64_t width, float *out) {
-    for (int64_t j = 0; j < width; j += 16) {
-        v8 c00 = {0}, c01 = {0}, c10 = {0}, c11 = {0}, c20 = {0}, c21 = {0}, c30 = {0}, c31 = {0};
-        const float *p = b + j;
-        for (int64_t e = 0; e < depth; e++, p += width) {
-            v8 b0 = load(p), b1 = load(p + 8);
-            float a0 = a[e], a1 = a[stride + e], a2 = a[2 * stride + e], a3 = a[3 * stride + e];
-            c00 += a0 * b0, c01 += a0 * b1, c10 += a1 * b0, c11 += a1 * b1;
-            c20 += a2 * b0, c21 += a2 * b1, c30 += a3 * b0, c31 += a3 * b1;
-        }
-        store(out + j, c00), store(out + j + 8, c01);
-        store(out + width + j, c10), store(out + width + j + 8, c11);
-        store(out + 2 * width + j, c20), store(out + 2 * width + j + 8, c21);
-        store(out + 3 * width + j, c30), store(out + 3 * width + j + 8, c31);
-    }
-}
-
-// As rows_times with a of rows [ROWS][stride] and b [depth][width], width a multiple of 8.
-static void rows_times_narrow(const float *a, int64_t stride, const float *b, int64_t depth, int64_t width, float *out) {
-    int64_t j = 0;
-    for (; j + 16 <= width; j += 16) {
-        v8 c00 = {0}, c01 = {0}, c10 = {0}, c11 = {0}, c20 = {0}, c21 = {0}, c30 = {0}, c31 = {0};
-        const float *p = b + j;
-        for (int64_t e = 0; e < depth; e++, p += width) {
-            v8 b0 = load(p), b1 = load(p + 8);
-            float a0 = a[e], a1 = a[stride + e], a2 = a[2 * stride + e], a3 = a[3 * stride + e];
-            c00 += a0 * b0, c01 += a0 * b1, c10 += a1 * b0, c11 += a1 * b1;
-            c20 += a2 * b0, c21 += a2 * b1, c30 += a3 * b0, c31 += a3 * b1;
-        }
-        store(out + j, c00), store(out + j + 8, c01);
-        store(out + width + j, c10), store(out + width + j + 8, c11);
-        store(out + 2 * width + j, c20), store(out + 2 * width + j + 8, c21);
-        store(out + 3 * width + j, c30), store(out + 3 * width + j + 8, c31);
-    }
-    for (; j < width; j += 8) {
-        v8 c0 = {0}, c1 = {0}, c2 = {0}, c3 = {0};
-        const float *p = b + j;
-        for (int64_t e = 0; e < depth; e++, p += width) {
-            v8 b0 = load(p);
-            c0 += a[e] * b0, c1 += a[stride + e] * b0, c2 += a[2 * stride + e] * b0, c3 += a[3 * stride + e] * b0;
-        }
-        store(out + j, c0), store(out + width + j, c1), store(out + 2 * width + j, c2), store(out + 3 * width + j, c3);
-    }
-}
-
-// to[j][:] += sum_r a[r][j] b[r][:] over j < n; b is [ROWS][dp]
-static void add_outer(const float *a, int64_t np, const float *b, int64_t dp, int64_t n, float *to) {
-    for (int64_t e = 0; e < dp; e += 8) {
-        v8 b0 = load(b + e), b1 = load(b + dp + e), b2 = load(b + 2 * dp + e), b3 = load(b + 3 * dp + e);
-        for (int64_t j = 0; j < n; j++) {
-            float *p = to + j * dp + e;
-            store(p, load(p) + a[j] * b0 + a[np + j] * b1 + a[2 * np + j] * b2 + a[3 * np + j] * b3);
-        }
-    }
-}
-
-// Scores of four queries to probabilities, in place; beyond n they are 0.
-static void softmax_rows(const Shape *s, int64_t window, int64_t head, int64_t first, float *scores) {
-    for (int64_t r = 0; r < ROWS; r++) {
-        float *p = scores + r * s->np;
-        int64_t i = first + r;
-        if (i >= s->n) {
-            memset(p, 0, s->np * sizeof(float));
-            continue;
-        }
-        const float *bias = s->bias ? s->bias + (head * s->n + i) * s->n : NULL;
-        if (bias)
-            for (int64_t j = 0; j < s->n; j++) p[j] += bias[j];
-        if (s->labels) {
-            const int32_t *label = s->labels + window * s->n;
-            int32_t own = label[i];
-            for (int64_t j = 0; j < s->n; j++) p[j] = label[j] == own ? p[j] : MASKED;
-        }
-        for (int64_t j = s->n; j < s->np; j++) p[j] = MASKED;
-        float top = MASKED, sum = 0;
-#pragma omp simd reduction(max : top)
-        for (int64_t j = 0; j < s->np; j++) top = p[j] > top ? p[j] : top;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < s->np; j++) {
-            p[j] = exponential(p[j] - top);
-            sum += p[j];
-        }
-        float inverse = 1.0f / sum;
-        for (int64_t j = 0; j < s->np; j++) p[j] *= inverse;
-    }
-}
-
-// Four rows of a packed part, scaled; rows beyond n are 0.
-static void take_rows(const Shape *s, const float *packed, int64_t first, float scale, float *out) {
-    for (int64_t r = 0; r < ROWS; r++)
-        for (int64_t e = 0; e < s->dp; e++)
-            out[r * s->dp + e] = first + r < s->n ? scale * packed[(first + r) * s->dp + e] : 0;
-}
-
-static int skipped(const Shape *s, int64_t window, int64_t first) {
-    for (int64_t i = first; i < first + ROWS && i < s->n; i++)
-        if (s->index[window * s->n + i] >= 0) return 0;
-    return 1;
-}
+// A window of an image under a head: the task, and its queries, the tokens that are no padding.
+typedef struct {
+    int64_t head, window, image, queries;
+    const int32_t *index;
+    int32_t *query, *labels; // labels: [np], those beyond n unlike all others
+    float *bias;             // [np], room for a row of the bias
+} Task;
 
 static float *room(int64_t floats) {
     float *found = NULL;
@@ -171,9 +138,93 @@ static float *room(int64_t floats) {
     return found;
 }
 
+static Task new_task(const Shape *s) {
+    Task t = {.query = (int32_t *)room(s->n), .labels = (int32_t *)room(s->np), .bias = room(s->np)};
+    for (int64_t j = s->n; j < s->np; j++) t.labels[j] = INT32_MIN;
+    return t;
+}
+
+static void free_task(Task *t) { free(t->query), free(t->labels), free(t->bias); }
+
+static void set_task(const Shape *s, Task *t, int64_t number) {
+    t->head = number % s->heads, t->window = number / s->heads % s->windows, t->image = number / s->heads / s->windows;
+    t->index = s->index + t->window * s->n, t->queries = 0;
+    for (int64_t i = 0; i < s->n; i++)
+        if (t->index[i] >= 0) t->query[t->queries++] = i;
+    if (s->labels) memcpy(t->labels, s->labels + t->window * s->n, s->n * sizeof(int32_t));
+}
+
+// Rows of one of query, key and value: [count][dp], of the tokens named or, without names, of all; zeros beyond d.
+static void pack_rows(const Shape *s, const Task *t, int64_t part, const int32_t *names, int64_t count, float scale, float *to) {
+    int64_t d = s->d, width = s->heads * d;
+    const float *base = s->qkv + t->image * s->tokens * 3 * width + part * width + t->head * d;
+    const float *offset = s->offset + part * width + t->head * d;
+    int64_t ahead = t->head + 1 < s->heads ? d : 0; // of the next head, whose turn it is next
+    for (int64_t i = 0; i < count; i++, to += s->dp) {
+        int64_t at = t->index[names ? names[i] : i];
+        const float *from = base + at * 3 * width;
+        if (at >= 0)
+            for (int64_t e = 0; e < ahead; e += 16) __builtin_prefetch(from + d + e, 0, 2);
+        if (at < 0)
+            for (int64_t e = 0; e < d; e++) to[e] = scale * offset[e];
+        else
+            for (int64_t e = 0; e < d; e++) to[e] = scale * (offset[e] + from[e]);
+    }
+}
+
+static inline void transpose(const float *from, int64_t stride, float *to, int64_t to_stride) {
+    v8 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = load(from + i * stride);
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            a[i + 2 * j + 1] = __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        store(to + i * to_stride, __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+        store(to + (i + 4) * to_stride, __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+    }
+}
+
+// Rows [up(n, STRIP)][dp] to strips [.][dp][STRIP], token j being column j % STRIP of strip j / STRIP.
+static void to_strips(const Shape *s, const float *rows, float *strips) {
+    for (int64_t j = 0; j < s->np; j += 8)
+        for (int64_t e = 0; e < s->dp; e += 8)
+            transpose(rows + j * s->dp + e, s->dp, strips + j / STRIP * STRIP * s->dp + e * STRIP + j % STRIP, STRIP);
+}
+
+// Scores of a query, in units of log 2, to exponentials over their sum, whose inverse it returns; beyond n they are 0.
+static float exponentials(const Shape *s, const Task *t, int64_t query, float *p) {
+    const int32_t *label = t->labels, own = label[query];
+    const float *bias = t->bias;
+    if (s->bias) {
+        int64_t row = (t->head * s->n + query) * s->n;
+        bias = s->bias + row;
+        if (row + s->np > s->heads * s->n * s->n) bias = memcpy(t->bias, bias, s->n * sizeof(float));
+    }
+    float top = MASKED, sum = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < s->np; j++) {
+        float x = label[j] == own ? p[j] + LOG2_E * bias[j] : MASKED;
+        p[j] = x;
+        top = x > top ? x : top;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < s->np; j++) {
+        p[j] = power_of_two(p[j] - top);
+        sum += p[j];
+    }
+    return 1.0f / sum;
+}
+
 static Shape shape(const float *qkv, const float *offset, const float *bias, const int32_t *index, const int32_t *labels,
                    int64_t tokens, int64_t windows, int64_t heads, int64_t n, int64_t d) {
-    Shape s = {qkv, offset, bias, index, labels, tokens, windows, heads, n, d, up(n, 16), up(d, 8), 1.0f / sqrtf((float)d)};
+    Shape s = {qkv, offset, bias, index, labels, tokens, windows, heads, n, d, up(n, 8), up(d, 8), 0, LOG2_E / sqrtf((float)d)};
+    s.block = n <= 2 * BLOCK ? n : BLOCK;
     return s;
 }
 
@@ -181,30 +232,32 @@ void window_attention(const float *qkv, const float *offset, const float *bias, 
                       const int32_t *labels, float *out, int64_t images, int64_t tokens, int64_t windows, int64_t heads,
                       int64_t n, int64_t d, int64_t threads) {
     Shape s = shape(qkv, offset, bias, index, labels, tokens, windows, heads, n, d);
-    int64_t np = s.np, dp = s.dp, tasks = images * windows * heads;
-#pragma omp parallel num_threads(threads)
+    int64_t np = s.np, dp = s.dp, all = up(n, STRIP), tasks = images * windows * heads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *q = room(np * dp), *kt = room(d * np), *v = room(np * dp);
-        float *scores = room(ROWS * np), *four = room(ROWS * dp), *found = room(ROWS * dp);
+        float *rows = room(all * dp), *q = room(n * dp), *kt = room(all * dp), *v = room(n * dp);
+        float *scores = room(s.block * np), *found = room(s.block * dp);
+        Task t = new_task(&s);
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < tasks; task++) {
-            int64_t head = task % heads, window = task / heads % windows, image = task / heads / windows;
-            pack(&s, image, window, 0, head, q, NULL);
-            pack(&s, image, window, 1, head, NULL, kt);
-            pack(&s, image, window, 2, head, v, NULL);
-            for (int64_t i = 0; i < n; i += ROWS) {
-                if (skipped(&s, window, i)) continue;
-                take_rows(&s, q, i, s.scale, four);
-                rows_times(four, dp, kt, d, np, scores);
-                softmax_rows(&s, window, head, i, scores);
-                rows_times_narrow(scores, np, v, n, dp, found);
-                for (int64_t r = 0; r < ROWS && i + r < n; r++) {
-                    int32_t at = index[window * n + i + r];
-                    if (at >= 0) memcpy(out + ((image * tokens + at) * heads + head) * d, found + r * dp, d * sizeof(float));
+        for (int64_t number = 0; number < tasks; number++) {
+            set_task(&s, &t, number);
+            pack_rows(&s, &t, 0, t.query, t.queries, s.scale, q);
+            pack_rows(&s, &t, 1, NULL, n, 1.0f, rows);
+            pack_rows(&s, &t, 2, NULL, n, 1.0f, v);
+            to_strips(&s, rows, kt);
+            for (int64_t first = 0; first < t.queries; first += s.block) {
+                int64_t count = least(s.block, t.queries - first);
+                float inverse[2 * BLOCK];
+                multiply((Rows){q + first * dp, dp, 1}, (Strips){kt, STRIP * dp, STRIP}, count, np, dp, scores, np, 0);
+                for (int64_t i = 0; i < count; i++) inverse[i] = exponentials(&s, &t, t.query[first + i], scores + i * np);
+                multiply((Rows){scores, np, 1}, (Strips){v, STRIP, dp}, count, dp, n, found, dp, 0);
+                for (int64_t i = 0; i < count; i++) {
+                    float *to = out + ((t.image * tokens + t.index[t.query[first + i]]) * heads + t.head) * d;
+                    for (int64_t e = 0; e < d; e++) to[e] = inverse[i] * found[i * dp + e];
                 }
             }
         }
-        free(q), free(kt), free(v), free(scores), free(four), free(found);
+        free(rows), free(q), free(kt), free(v), free(scores), free(found), free_task(&t);
     }
 }
 
@@ -214,63 +267,64 @@ void window_attention_backward(const float *qkv, const float *offset, const floa
                                int64_t images, int64_t tokens, int64_t windows, int64_t heads, int64_t n, int64_t d,
                                int64_t threads) {
     Shape s = shape(qkv, offset, bias, index, labels, tokens, windows, heads, n, d);
-    int64_t np = s.np, dp = s.dp, tasks = images * windows * heads, width = heads * d;
-#pragma omp parallel for num_threads(threads) schedule(static)
+    int64_t np = s.np, dp = s.dp, all = up(n, STRIP), tasks = images * windows * heads, width = heads * d;
+    float scale = s.scale / LOG2_E;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t part = 0; part < threads; part++) {
-        float *q = room(np * dp), *k = room(np * dp), *kt = room(d * np), *vt = room(d * np);
-        float *dq = room(np * dp), *dk = room(np * dp), *dv = room(np * dp), *go = room(np * dp);
-        float *p = room(ROWS * np), *ds = room(ROWS * np), *four = room(ROWS * dp), *grad = room(ROWS * dp);
+        float *q = room(n * dp), *k = room(all * dp), *v = room(all * dp), *go = room(n * dp);
+        float *kt = room(all * dp), *vt = room(all * dp), *dq = room(n * dp), *dk = room(np * dp), *dv = room(np * dp);
+        float *p = room(s.block * np), *ds = room(s.block * np);
         float *offsets = d_offset + part * 3 * width, *biases = d_bias ? d_bias + part * heads * n * n : NULL;
-        for (int64_t task = tasks * part / threads; task < tasks * (part + 1) / threads; task++) {
-            int64_t head = task % heads, window = task / heads % windows, image = task / heads / windows;
-            pack(&s, image, window, 0, head, q, NULL);
-            pack(&s, image, window, 1, head, k, kt);
-            pack(&s, image, window, 2, head, NULL, vt);
-            for (int64_t i = 0; i < n; i++) {
-                int32_t at = index[window * n + i];
-                if (at < 0)
-                    memset(go + i * dp, 0, d * sizeof(float));
-                else
-                    memcpy(go + i * dp, d_out + (image * tokens + at) * width + head * d, d * sizeof(float));
-            }
-            memset(dk, 0, np * dp * sizeof(float)), memset(dv, 0, np * dp * sizeof(float));
-            for (int64_t i = 0; i < n; i += ROWS) {
-                if (skipped(&s, window, i)) {
-                    for (int64_t r = 0; r < ROWS && i + r < n; r++) memset(dq + (i + r) * dp, 0, dp * sizeof(float));
-                    continue;
-                }
-                take_rows(&s, q, i, s.scale, four);
-                take_rows(&s, go, i, 1.0f, grad);
-                rows_times(four, dp, kt, d, np, p);
-                softmax_rows(&s, window, head, i, p);
-                rows_times(grad, dp, vt, d, np, ds);
-                for (int64_t r = 0; r < ROWS; r++) {
-                    float *pr = p + r * np, *dr = ds + r * np, delta = 0;
-                    for (int64_t j = 0; j < np; j++) delta += pr[j] * dr[j];
-                    for (int64_t j = 0; j < np; j++) dr[j] = pr[j] * (dr[j] - delta);
-                    if (biases && i + r < n) {
-                        float *to = biases + (head * n + i + r) * n;
-                        for (int64_t j = 0; j < n; j++) to[j] += dr[j];
+        Task t = new_task(&s);
+        for (int64_t number = tasks * part / threads; number < tasks * (part + 1) / threads; number++) {
+            set_task(&s, &t, number);
+            pack_rows(&s, &t, 0, t.query, t.queries, s.scale, q);
+            pack_rows(&s, &t, 1, NULL, n, 1.0f, k);
+            pack_rows(&s, &t, 2, NULL, n, 1.0f, v);
+            to_strips(&s, k, kt), to_strips(&s, v, vt);
+            for (int64_t i = 0; i < t.queries; i++)
+                memcpy(go + i * dp, d_out + (t.image * tokens + t.index[t.query[i]]) * width + t.head * d, d * sizeof(float));
+            for (int64_t first = 0; first < t.queries; first += s.block) {
+                int64_t count = least(s.block, t.queries - first);
+                Strips q_strips = {q + first * dp, STRIP, dp}, go_strips = {go + first * dp, STRIP, dp};
+                multiply((Rows){q + first * dp, dp, 1}, (Strips){kt, STRIP * dp, STRIP}, count, np, dp, p, np, 0);
+                multiply((Rows){go + first * dp, dp, 1}, (Strips){vt, STRIP * dp, STRIP}, count, np, dp, ds, np, 0);
+                for (int64_t i = 0; i < count; i++) {
+                    float *pi = p + i * np, *di = ds + i * np, delta = 0, inverse = exponentials(&s, &t, t.query[first + i], pi);
+                    for (int64_t j = 0; j < np; j++) {
+                        pi[j] *= inverse;
+                        delta += pi[j] * di[j];
+                    }
+                    for (int64_t j = 0; j < np; j++) di[j] = pi[j] * (di[j] - delta);
+                    if (biases) {
+                        float *to = biases + (t.head * n + t.query[first + i]) * n;
+                        for (int64_t j = 0; j < n; j++) to[j] += di[j];
                     }
                 }
-                add_outer(p, np, grad, dp, n, dv);
-                add_outer(ds, np, four, dp, n, dk);
-                rows_times_narrow(ds, np, k, n, dp, four);
-                for (int64_t r = 0; r < ROWS && i + r < n; r++)
-                    for (int64_t e = 0; e < dp; e++) dq[(i + r) * dp + e] = s.scale * four[r * dp + e];
+                multiply((Rows){p, 1, np}, go_strips, n, dp, count, dv, dp, first > 0);
+                multiply((Rows){ds, 1, np}, q_strips, n, dp, count, dk, dp, first > 0);
+                multiply((Rows){ds, np, 1}, (Strips){k, STRIP, dp}, count, dp, n, dq + first * dp, dp, 0);
             }
-            for (int64_t i = 0; i < n; i++) {
-                int32_t at = index[window * n + i];
-                float *sum = offsets + head * d, *to = d_qkv + (image * tokens + at) * 3 * width + head * d;
-                const float *parts[3] = {dq + i * dp, dk + i * dp, dv + i * dp};
-                for (int64_t part = 0; part < 3; part++) {
-                    for (int64_t e = 0; e < d; e++) sum[part * width + e] += parts[part][e];
-                    if (at >= 0) memcpy(to + part * width, parts[part], d * sizeof(float));
+            if (!t.queries) continue; // a window of padding alone: nothing looks at its keys
+            float *sum = offsets + t.head * d, *to = d_qkv + t.image * tokens * 3 * width + t.head * d;
+            for (int64_t i = 0; i < t.queries; i++)
+                for (int64_t e = 0; e < d; e++) {
+                    float g = scale * dq[i * dp + e];
+                    sum[e] += g;
+                    to[t.index[t.query[i]] * 3 * width + e] = g;
                 }
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t e = 0; e < d; e++) {
+                    dk[i * dp + e] /= LOG2_E;
+                    sum[width + e] += dk[i * dp + e], sum[2 * width + e] += dv[i * dp + e];
+                }
+            for (int64_t i = 0; i < t.queries; i++) {
+                float *key = to + t.index[t.query[i]] * 3 * width + width;
+                memcpy(key, dk + t.query[i] * dp, d * sizeof(float));
+                memcpy(key + width, dv + t.query[i] * dp, d * sizeof(float));
             }
         }
-        free(q), free(k), free(kt), free(vt), free(dq), free(dk), free(dv), free(go);
-        free(p), free(ds), free(four), free(grad);
+        free(q), free(k), free(v), free(go), free(kt), free(vt), free(dq), free(dk), free(dv), free(p), free(ds), free_task(&t);
     }
 }
 
@@ -293,7 +347,7 @@ void gelu(const float *x, const float *offset, float *out, int64_t rows, int64_t
     for (int64_t row = 0; row < rows; row++)
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) {
-            float a = x[row * width + i] + offset[i], q = tail(a, 0.3989422804f * exponential(-0.5f * a * a));
+            float a = x[row * width + i] + offset[i], q = tail(a, 0.3989422804f * power_of_two(-0.5f * LOG2_E * a * a));
             out[row * width + i] = a * upper(a, q);
         }
 }
@@ -305,7 +359,7 @@ void gelu_backward(const float *x, const float *offset, const float *d_out, floa
     for (int64_t row = 0; row < rows; row++)
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) {
-            float a = x[row * width + i] + offset[i], density = 0.3989422804f * exponential(-0.5f * a * a);
+            float a = x[row * width + i] + offset[i], density = 0.3989422804f * power_of_two(-0.5f * LOG2_E * a * a);
             d_x[row * width + i] = d_out[row * width + i] * (upper(a, tail(a, density)) + a * density);
         }
 }

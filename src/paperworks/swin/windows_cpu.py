@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from paperworks import native
 from paperworks.swin.geometry import Sizes, cyclic_shift, kept, pad_to_window, padded, shift_regions, window_partition
 
-__all__ = ["Layout", "attend", "layout", "mlp", "usable"]
+__all__ = ["Layout", "attend", "gelu", "gelu_backward", "layout", "mlp", "usable"]
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _FUNCTIONS = {
@@ -162,16 +162,23 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
     ):
         found: Tensor = _GeluLinear.apply(hidden, offset, fc2.weight, fc2.bias)
         return found
-    return F.linear(_gelu(hidden, offset, hidden), fc2.weight, fc2.bias)
+    return F.linear(gelu(hidden, offset, hidden), fc2.weight, fc2.bias)
 
 
 def _rows(x: Tensor) -> tuple[int, int, int]:
     return x.numel() // max(1, x.shape[-1]), x.shape[-1], torch.get_num_threads()
 
 
-def _gelu(x: Tensor, offset: Tensor, out: Tensor) -> Tensor:
+def gelu(x: Tensor, offset: Tensor, out: Tensor) -> Tensor:
+    """GELU(x + offset) into `out`, which may be `x`; contiguous tensors that are `usable`."""
     _library().gelu(x.data_ptr(), offset.data_ptr(), out.data_ptr(), *_rows(x))
     return out
+
+
+def gelu_backward(x: Tensor, offset: Tensor, d_out: Tensor) -> Tensor:
+    """The gradient of x under `gelu`, in place of `d_out`."""
+    _library().gelu_backward(x.data_ptr(), offset.data_ptr(), d_out.data_ptr(), d_out.data_ptr(), *_rows(x))
+    return d_out
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -181,7 +188,7 @@ class _GeluLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, offset = x.contiguous(), offset.contiguous()
         ctx.save_for_backward(x, offset, weight, bias)
-        return F.linear(_gelu(x, offset, torch.empty_like(x)), weight, bias)
+        return F.linear(gelu(x, offset, torch.empty_like(x)), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -194,12 +201,10 @@ class _GeluLinear(torch.autograd.Function):
         rows = d_out.reshape(-1, d_out.shape[-1])
         d_x = d_offset = d_weight = d_bias = None
         if ctx.needs_input_grad[2]:
-            d_weight = rows.t() @ _gelu(x, offset, torch.empty_like(x)).view(-1, x.shape[-1])
+            d_weight = rows.t() @ gelu(x, offset, torch.empty_like(x)).view(-1, x.shape[-1])
         if ctx.needs_input_grad[3]:
             d_bias = rows.sum(0)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            d_x = (rows @ weight).view(x.shape)
-            pointers = (x.data_ptr(), offset.data_ptr(), d_x.data_ptr(), d_x.data_ptr())
-            _library().gelu_backward(*pointers, *_rows(x))
+            d_x = gelu_backward(x, offset, (rows @ weight).view(x.shape))
             d_offset = d_x.view(-1, x.shape[-1]).sum(0)
         return d_x, d_offset, d_weight, d_bias

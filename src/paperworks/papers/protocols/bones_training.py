@@ -14,6 +14,7 @@ from paperworks.data.bones import KINDS, XrayToShape, simulate_bones
 from paperworks.data.radiographs import biplanar_pair
 from paperworks.lab.nouns import Arm
 from paperworks.lab.trial import Trial
+from paperworks.papers.protocols.learning_rates import warm_up_then_cosine
 from paperworks.papers.protocols.training import batches, parameter_groups
 from paperworks.swin.swin_x2s.losses import two_view_loss
 from paperworks.swin.swin_x2s.reprojection import disagreement, silhouette_overlap
@@ -87,14 +88,7 @@ def fit(trial: Trial, model: nn.Module, examples: Iterator[Example]) -> list[flo
     """Train; the loss of each step."""
     settings, steps, device = trial.settings, trial.settings["steps"], torch.device(trial.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings["weight_decay"]), lr=settings["lr"])
-    warm = max(1, steps // 12)  # 20 of 250 epochs
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = warm_up_then_cosine(optimizer, steps, max(1, steps // 12))  # 20 of 250 epochs
     model.train()
     losses = []
     with trial.global_generators("training"):

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paperworks.lab.nouns import Arm
+
+_RECIPE = "paperworks.papers.protocols.faces_arms:recipe"
+METHOD = Arm("MLCA, all tasks together", _RECIPE)
+LAST = Arm("last level only", _RECIPE, {"levels": "last"})
+APART = Arm("a network for each task", _RECIPE, {"joint": False})
+ALIKE = Arm("every branch has all tasks", _RECIPE, {"alike": True})
+
 
 @dataclass(frozen=True)
 class FaceRecipe:

@@ -1,4 +1,4 @@
-"""Expressions of RAF-DB and apparent ages of CLAP, by the published weights as they are or fine-tuned."""
+"""Expressions of RAF-DB, attributes of CelebA and apparent ages of CLAP, by the published weights, or fine-tuned."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def files_listing(path: str) -> str:
 
 
 _LISTING = "paperworks.papers.protocols.faces_published:files_listing"
-SETTINGS = (
+WEIGHTS = (
     Setting("weights", str, "", "the published checkpoint of SwinFace", signature=_LISTING),
     Setting("width", int, 96, "channels of the first stage, as the checkpoint has them", positive),
+)
+SETTINGS = (
+    *WEIGHTS,
     Setting("lr", float, 5e-5, "learning rate of fine-tuning; of the backbone a tenth", positive),
     Setting("batch_size", int, Tiers(smoke=4, gpu=128), "faces a step", positive),
     Setting("workers", int, Tiers(smoke=0, gpu=8), "processes that read pictures", not_negative),
@@ -46,11 +49,33 @@ def said(guess: bool = False) -> bool:
 )
 def published_expressions(trial: Trial, arm: Arm) -> dict[str, float]:
     """The seed draws the test faces with replacement, so that the interval is that of the test set."""
-    outputs, targets = _answers(trial, arm, "expression", "rafdb", "rafdb")
+    outputs, targets = _answers(trial, arm, "rafdb", "rafdb")
     from paperworks.swin.swinface import task_scores
 
     found = task_scores(outputs, targets)["expression"]
     return {"accuracy": found["accuracy"], "balanced": found["balanced"]}
+
+
+@protocol(
+    "published attributes",
+    metrics={
+        "accuracy": "on CelebA's test faces, averaged over its forty attributes",
+        "balanced": "accuracy averaged over both answers, and over attributes",
+    },
+    settings=(
+        Setting("celeba", str, "", "folder of CelebA's aligned faces and lists", signature=_LISTING),
+        Setting("steps", int, 0, "updates on CelebA's training faces before the test", not_negative),
+        *SETTINGS,
+    ),
+    time_limit=86400.0,
+)
+def published_attributes(trial: Trial, arm: Arm) -> dict[str, float]:
+    """The seed draws the test faces with replacement."""
+    outputs, targets = _answers(trial, arm, "celeba", "celeba")
+    from paperworks.swin.swinface import task_scores
+
+    found = task_scores(outputs, targets).values()
+    return {name: sum(one[name] for one in found) / len(found) for name in ("accuracy", "balanced")}
 
 
 @protocol(
@@ -65,14 +90,15 @@ def published_expressions(trial: Trial, arm: Arm) -> dict[str, float]:
 )
 def published_ages(trial: Trial, arm: Arm) -> dict[str, float]:
     """Fine-tuned with the age loss; the seed also draws the test faces with replacement."""
-    outputs, targets = _answers(trial, arm, "age", "clap", "clap")
+    outputs, targets = _answers(trial, arm, "clap", "clap")
     from paperworks.swin.swinface import task_scores
 
     found = task_scores(outputs, targets)["age"]
     return {"epsilon": found["epsilon"], "mae": found["mae"]}
 
 
-def _network(trial: Trial) -> Any:
+def network(trial: Trial) -> Any:
+    """The SwinFace of the settings' checkpoint, on the trial's device."""
     import torch
 
     from paperworks.swin.swinface import SwinFace
@@ -90,22 +116,31 @@ def _network(trial: Trial) -> Any:
     return model.to(trial.device)
 
 
-def _answers(trial: Trial, arm: Arm, task: str, setting: str, layout: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs of a task on test faces that the seed draws, and their targets."""
+def _answers(trial: Trial, arm: Arm, setting: str, layout: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs of the layout's tasks on test faces that the seed draws, and their targets."""
     import torch
     from torch.utils.data import DataLoader
 
-    from paperworks.swin.swinface import FaceTasks, FaceTransform, JointBatches, Part, fit_joint, predict
+    from paperworks.swin.swinface import (
+        FaceTasks,
+        FaceTransform,
+        JointBatches,
+        Part,
+        fit_joint,
+        predict,
+        training_transform,
+    )
 
     settings = trial.settings
-    train = FaceTasks(settings[setting], layout, "train", FaceTransform(112, train=True, rotation=5, jitter=0.3))
+    train = FaceTasks(settings[setting], layout, "train", training_transform())
     test = FaceTasks(settings[setting], layout, "test", FaceTransform(112))
+    tasks = [task for task in test.tasks if task != "age_std"]
     if arm.build():
-        labels = train.targets[task]
-        row = labels.mean()[None] if task == "age" else torch.bincount(labels, minlength=7).float()
-        outputs = {task: row.expand(len(test), -1)}
+        labels = {task: train.targets[task] for task in tasks}
+        rows = {t: x.mean()[None] if t == "age" else torch.bincount(x, minlength=2).float() for t, x in labels.items()}
+        outputs = {task: row.expand(len(test), -1) for task, row in rows.items()}
     else:
-        model = _network(trial)
+        model = network(trial)
         if settings["steps"]:
             batches = JointBatches([Part([train], settings["batch_size"])], settings["steps"], trial.generator("faces"))
             with trial.global_generators("training"):
@@ -117,6 +152,6 @@ def _answers(trial: Trial, arm: Arm, task: str, setting: str, layout: str) -> tu
                 trial.progress(number / len(loader), f"batch {number + 1}/{len(loader)}")
                 yield some
 
-        outputs = predict(model, images(), [task])
+        outputs = predict(model, images(), tasks)
     drawn = torch.randint(0, len(test), (len(test),), generator=trial.generator("test faces"))
     return {k: v[drawn] for k, v in outputs.items()}, {k: v[drawn] for k, v in test.targets.items()}

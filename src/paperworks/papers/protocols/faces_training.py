@@ -14,15 +14,19 @@ from paperworks.lab.nouns import Arm
 from paperworks.lab.trial import Trial
 from paperworks.measure.parameters import count_parameters
 from paperworks.papers.protocols.faces_arms import FaceRecipe
+from paperworks.papers.protocols.sharpness_training import face_parts
 from paperworks.swin.backbone import SwinBackbone
 from paperworks.swin.swinface import (
     CosFaceHead,
+    JointBatches,
+    Part,
     SwinFace,
     TaskBatch,
     TaskGroup,
     fit_joint,
     gate_report,
     predict,
+    task_scores,
     verify_pairs,
 )
 from paperworks.swin.swinface.branches import BatchedLinear
@@ -126,15 +130,15 @@ def started(model: nn.Module) -> nn.Module:
     return model
 
 
-def widened(trial: Trial, recipe: FaceRecipe) -> int:
+def widened(trial: Trial, recipe: FaceRecipe, groups: Sequence[TaskGroup] = GROUPS) -> int:
     """Width of the branches at which the last level alone has as many parameters as all levels, or just fewer."""
     start = 4 * trial.settings["width"]
     with torch.device("meta"):
-        wanted = count_parameters(build(trial, FaceRecipe()))
+        wanted = count_parameters(build(trial, FaceRecipe(), groups))
         low, high = start // 2, 2 * start
         while high - low > 1:
             middle = (low + high) // 2
-            fits = count_parameters(build(trial, recipe, task_width=middle)) <= wanted
+            fits = count_parameters(build(trial, recipe, groups, middle)) <= wanted
             low, high = (middle, high) if fits else (low, middle)
     return low
 
@@ -168,10 +172,10 @@ def trained(trial: Trial, recipe: FaceRecipe, faces: dict[str, Tensor], parts: S
     groups = [group for group in GROUPS if group.name in parts] or GROUPS[:1]
     width = widened(trial, recipe) if recipe.levels == "last" else None
     model = build(trial, recipe, groups, width).to(trial.device)
-    with torch.no_grad():
-        for name, head in model.named_parameters():  # years begin at their mean, in each branch that tells them
-            if ("heads." if recipe.alike else "heads.0.") in name and name.endswith("bias") and "age" in parts:
-                head[0] = faces["age/age"].mean()
+    if "age" in parts:  # years begin at their mean, in each branch that tells them
+        face = model.face if isinstance(model, AlikeFace) else model
+        for task in (task for task in face.tasks if task.partition("@")[0] == "age"):
+            face.start_at(task, float(faces["age/age"].mean()))
     head = None
     if "identity" in parts:
         with trial.global_generators("identities"):
@@ -256,3 +260,20 @@ def keep_pictures(trial: Trial, faces: dict[str, Tensor], outputs: dict[str, Ten
         said = outputs[task].flatten() if task == "age" else outputs[task].argmax(1)
         trial.curve(f"said: {task}", said[:SHOWN].tolist())
         trial.curve(f"true: {task}", faces[f"test/{task}"][:SHOWN].tolist())
+
+
+def train_on_patches(trial: Trial, arm: Arm) -> dict[str, float]:
+    """See `paperworks.papers.protocols.faces_patches.face_or_not`."""
+    settings, recipe, groups = trial.settings, arm.build(), (TaskGroup("face", {"face": 2}),)
+    images, labels, test_images, test_labels, _ = face_parts(trial)
+    images, test = (x.expand(-1, 3, -1, -1) for x in (images, test_images))
+    width = widened(trial, recipe, groups) if recipe.levels == "last" else None
+    model = build(trial, recipe, groups, width).to(trial.device)
+    seen = [(x, {"face": label}) for x, label in zip(images, labels, strict=True)]
+    mirrored = [(x.flip(-1), known) for x, known in seen]
+    part = Part([seen + mirrored], settings["batch_size"])
+    batches = JointBatches([part], settings["steps"], trial.generator("batches"))
+    with trial.global_generators("training"):
+        trial.curve("loss", fit_joint(model, batches, lr=settings["lr"], backbone_scale=1.0))
+    found = task_scores(predict(model, test.split(200), ["face"]), {"face": test_labels})["face"]
+    return {"accuracy": found["accuracy"], "parameters": float(count_parameters(model))}

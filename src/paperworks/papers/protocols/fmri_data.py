@@ -53,7 +53,7 @@ Clips = FMRIClips | SimulatedClips
 class Task:
     """Training, validation and test clips of different subjects, and sizes of a clip (H, W, D, T).
 
-    `unlabelled` subjects are for pre-training; `runs` and `mask` are known of simulated data only.
+    `unlabelled` subjects are for pre-training; `runs` is known of simulated data only.
     """
 
     train: Clips

@@ -16,6 +16,7 @@ from paperworks.data.picture_crops import read_mini_imagenet
 from paperworks.lab.nouns import Arm
 from paperworks.lab.trial import Trial
 from paperworks.papers.protocols.gated_training import parameter_groups
+from paperworks.papers.protocols.learning_rates import rate_at
 from paperworks.papers.protocols.pruning_pictures import Item, Pictures, TrainingBatches, top1_and_top5
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -170,13 +171,6 @@ def parts_of(spec: str, size: int) -> tuple[AugmentedPictures, AugmentedPictures
         items: list[tuple[Path | Tensor, int]] = list(zip(pixels.unbind(), part.labels.tolist(), strict=True))
         parts.append(AugmentedPictures(items, part.classes, size))
     return parts[0], parts[1]
-
-
-def rate_at(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate at a share of the training: linear warm-up, then half a cosine."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
 
 
 def train_on_pictures(trial: Trial, arm: Arm) -> dict[str, float]:

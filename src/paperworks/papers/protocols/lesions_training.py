@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from paperworks.data.brain_tumours import CONTRASTS, FOLDS, REGIONS, BraTSVolumes, simulate_lesions
 from paperworks.lab.nouns import Arm
 from paperworks.lab.trial import Trial
+from paperworks.papers.protocols.learning_rates import warm_up_then_cosine
 from paperworks.papers.protocols.training import batches, parameter_groups
 from paperworks.swin.swin_unetr import dice_score, predict_volume, soft_dice_loss
 
@@ -53,14 +53,7 @@ def fit(trial: Trial, model: nn.Module, examples: Iterator[Example]) -> list[flo
     settings, steps = trial.settings, trial.settings["steps"]
     device = torch.device(trial.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings["weight_decay"]), lr=settings["lr"])
-    warm = max(1, steps // 16)
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = warm_up_then_cosine(optimizer, steps, max(1, steps // 16))
     model.train()
     losses = []
     with trial.global_generators("training"):

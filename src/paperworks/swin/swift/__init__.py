@@ -11,6 +11,7 @@ from paperworks.swin.swift.augmentation import ClipAugment
 from paperworks.swin.swift.contrastive import ContrastiveHead, contrastive_loss, local_local_loss, nt_xent, pretrain
 from paperworks.swin.swift.evaluation import subject_scores, youden_threshold
 from paperworks.swin.swift.network import SwiFT, SwiftStage
+from paperworks.swin.swift.schedule import CosineWarmRestarts, warm_restarts
 from paperworks.swin.swift.streaming import StreamedScore, stream_scores
 from paperworks.swin.swift.subject_maps import BootstrapMap, Cluster, bootstrap_map, cluster_report, subject_maps
 
@@ -19,6 +20,7 @@ __all__ = [
     "ClipAugment",
     "Cluster",
     "ContrastiveHead",
+    "CosineWarmRestarts",
     "FMRIClips",
     "StreamedScore",
     "SubjectBatches",
@@ -36,5 +38,6 @@ __all__ = [
     "stream_scores",
     "subject_maps",
     "subject_scores",
+    "warm_restarts",
     "youden_threshold",
 ]

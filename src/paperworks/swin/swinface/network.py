@@ -165,6 +165,17 @@ class SwinFace(nn.Module):
             found |= {group.name: gate for group, gate in zip(bank.groups, gates, strict=True)}
         return found
 
+    @torch.no_grad()
+    def start_at(self, task: str, value: float) -> None:
+        """Begin a task of one number at `value`, e.g. ``"age"`` at the mean of the training faces, in place of 0."""
+        bank, number = self.branch(task)
+        outputs = bank.groups[number].outputs
+        if outputs[task] != 1:
+            raise ValueError(f"task: got {task!r} of {outputs[task]} outputs, wanted one of a single output")
+        names = list(outputs)
+        at = sum(outputs[name] for name in names[: names.index(task)])
+        bank.heads[number].get_parameter("bias")[at] = value
+
     def add_task(self, group: TaskGroup, like: str | None = None) -> TaskBranches:
         """Add a group of tasks with a branch of its own; what was there is frozen, and stays in eval mode.
 

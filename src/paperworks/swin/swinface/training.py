@@ -10,14 +10,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperworks.data.face_transforms import FaceTransform, RandAugment
 from paperworks.swin.swinface.losses import CosFaceHead, TaskBatch, multitask_loss
 from paperworks.swin.swinface.network import SwinFace
 from paperworks.swin.swinface.tasks import RECOGNITION
 
-__all__ = ["JointBatches", "Part", "fit_joint", "learning_rate", "training_groups"]
+__all__ = ["JointBatches", "Part", "fit_joint", "learning_rate", "training_groups", "training_transform"]
 
 IDENTITY = "identity"
 Batch = tuple[Tensor, dict[str, TaskBatch]]
+
+
+def training_transform(
+    part: str = "analysis", size: int = 112, *, generator: torch.Generator | None = None
+) -> FaceTransform:
+    """How the paper changes faces while training.
+
+    Its settings also name a colour jitter of 0.4, which timm leaves out beside RandAugment. It erases with noise, up to
+    a third of the area; `FaceTransform` with grey, up to a fifth.
+
+    Args:
+        part: ``"analysis"``: mirrored, RandAugment, an erased rectangle in one face of four; ``"recognition"``:
+            mirrored only.
+        size: side in pixels.
+        generator: source of the changes; by default torch's global one.
+    """
+    if part not in ("analysis", RECOGNITION):
+        raise ValueError(f"part: got {part!r}, wanted 'analysis' or {RECOGNITION!r}")
+    still: dict[str, Any] = {"rotation": 0.0, "autocontrast": 0.0, "generator": generator}
+    if part == RECOGNITION:
+        return FaceTransform(size, train=True, **still)
+    return FaceTransform(size, train=True, erasing=0.25, augment=RandAugment(generator=generator), **still)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["VerificationScore", "verify_pairs"]
+from paperworks.swin.swinface.evaluation import predict
+from paperworks.swin.swinface.network import SwinFace
+from paperworks.swin.swinface.tasks import RECOGNITION
+
+__all__ = [
+    "VerificationScore", "embed", "pair_scores", "template_embeddings", "true_accepts", "verify_pairs",
+]  # fmt: skip
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def embed(model: SwinFace, images: Iterable[Tensor], flip: bool = True) -> Tensor:
+    """Identity embeddings (N, embedding_size), not normalised, of batches of faces, on the CPU.
+
+    Args:
+        model: in eval mode meanwhile.
+        images: batches (B, 3, img_size, img_size) in [-1, 1].
+        flip: add the embedding of the mirror image, as published tests do.
+    """
+    batches = (torch.cat([x, x.flip(-1)]) if flip else x for x in images)
+    sizes: list[int] = []
+
+    def counted() -> Iterable[Tensor]:
+        for x in batches:
+            sizes.append(len(x))
+            yield x
+
+    found = predict(model, counted(), [RECOGNITION])[RECOGNITION]
+    if not flip:
+        return found
+    return torch.cat([part.unflatten(0, (2, -1)).sum(0) for part in found.split(sizes)])
+
+
+def template_embeddings(
+    embeddings: Tensor, templates: Tensor, media: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One embedding for each template: the sum over its media of the mean over a medium's pictures, of length 1.
+
+    Args:
+        embeddings: (N, D), not normalised: their length says how sure the network is.
+        templates, media: (N,) whole numbers; pictures of one medium in one template are frames of one video.
+        weights: (N,) of the pictures, e.g. the detector's scores.
+
+    Returns the templates that there are, in rising order, and their embeddings (T, D), float64.
+    """
+    n = len(embeddings)
+    if embeddings.dim() != 2 or any(
+        x.shape != (n,) for x in (templates, media, *([] if weights is None else [weights]))
+    ):
+        got = f"{tuple(embeddings.shape)}, {tuple(templates.shape)} and {tuple(media.shape)}"
+        raise ValueError(f"embeddings, templates, media, weights: got the shapes {got}, wanted (N, D) and (N,)")
+    x = embeddings.double() if weights is None else embeddings.double() * weights.double()[:, None]
+    both, place, counts = torch.stack([templates, media], 1).unique(dim=0, return_inverse=True, return_counts=True)
+    means = x.new_zeros(len(both), x.shape[1]).index_add_(0, place, x) / counts[:, None]
+    names, owner = both[:, 0].unique(return_inverse=True)
+    return names, F.normalize(x.new_zeros(len(names), x.shape[1]).index_add_(0, owner, means))
+
+
+def pair_scores(embeddings: Tensor, pairs: Tensor, chunk: int = 100_000) -> Tensor:
+    """Cosines (P,), float64, of the rows of normalised `embeddings` (N, D) that `pairs` (P, 2) names."""
+    if embeddings.dim() != 2 or pairs.dim() != 2 or pairs.shape[1] != 2:
+        got = f"{tuple(embeddings.shape)} and {tuple(pairs.shape)}"
+        raise ValueError(f"embeddings, pairs: got the shapes {got}, wanted (N, D) and (P, 2)")
+    x = embeddings.double()
+    return torch.cat([(x[part[:, 0]] * x[part[:, 1]]).sum(1) for part in pairs.split(chunk)])
 
 
 @dataclass(frozen=True)
