@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from paperworks.swin.gated_swinrmt import GatedRetention, ManhattanRetention
-from paperworks.swin.gated_swinrmt.passes import _library
+from paperworks.swin.gated_swinrmt.passes import library
 from paperworks.swin.gated_swinrmt.windows import MapWindows
 
-pytestmark = pytest.mark.skipif(_library() is None, reason="there is no C compiler")
+pytestmark = pytest.mark.skipif(library() is None, reason="there is no C compiler")
 MASKS = ("none", "any", "windows", "additive", "nothing allowed")
 
 
@@ -57,12 +57,38 @@ def test_it_is_the_loop_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def graph(node) -> set[str]:
         return {type(node).__name__} | {name for parent, _ in node.next_functions if parent for name in graph(parent)}
 
-    assert "_FusedBackward" in graph(m(x).grad_fn)
+    loops = {"_ProjectedBackward", "_FusedBackward"}
     y = m(x)
+    assert graph(y.grad_fn) & loops == {"_ProjectedBackward"}
     monkeypatch.setenv("PAPERWORKS_NATIVE", "0")
     eager = m(x)
-    assert "_FusedBackward" not in graph(eager.grad_fn)
+    assert not graph(eager.grad_fn) & loops
     torch.testing.assert_close(y, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["retention", "swat"])
+def test_a_layer_that_is_watched_is_called_and_changes_nothing(variant: str) -> None:
+    m, seen = attention(variant), []
+    x, mask = torch.randn(12, 15, 24, requires_grad=True), mask_of("any")
+    y = m(x, mask)
+    wanted = torch.autograd.grad(y.square().sum(), (x, *m.parameters()))
+    m.k_proj.register_forward_hook(lambda *_: seen.append("k_proj"))
+    other = m(x, mask)
+    assert seen == ["k_proj"]
+    torch.testing.assert_close(other, y, rtol=1e-4, atol=1e-4)
+    for one, two in zip(torch.autograd.grad(other.square().sum(), (x, *m.parameters())), wanted, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3 * float(two.abs().max()))
+
+
+def test_gradients_of_some_parameters_only() -> None:
+    m, x = attention("retention"), torch.randn(4, 15, 24)
+    wanted = torch.autograd.grad(m(x).square().sum(), list(m.parameters()))
+    some = [(p, g) for (name, p), g in zip(m.named_parameters(), wanted, strict=True) if name.endswith("bias")]
+    for name, p in m.named_parameters():
+        p.requires_grad_(name.endswith("bias"))
+    found = torch.autograd.grad(m(x).square().sum(), [p for p, _ in some])
+    for one, (_, two) in zip(found, some, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_threads_do_not_change_a_bit() -> None:

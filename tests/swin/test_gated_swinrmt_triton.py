@@ -43,7 +43,7 @@ def test_kernel_is_the_tensor_operations(variant: str, masked: str, rotary: bool
         masks = m._masks(torch.rand(4, 21, 21, device=DEVICE) > 0.6, 4, 3, 7)
     q, k, v = (torch.randn(4, 3, 7, 2, 32, device=DEVICE, requires_grad=True) for _ in range(3))
     wanted = m._passes(*m._turned(q, k), v, masks)
-    given = (q, k, v, m._angles(q), 32**-0.5, *m._both_tables(q, masks))
+    given = (q, k, v, m._angles(q), 32**-0.5, *m._both_tables(q, *q.shape[1:3], masks))
     with torch.no_grad():
         [found] = passes_triton.run(*given)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

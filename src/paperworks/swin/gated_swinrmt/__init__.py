@@ -14,11 +14,12 @@ with S = q k^T, O = the passes + LCE(v) (a depthwise convolution), gamma_k = 1 -
 s_k that sum to zero over the heads. The passes multiply to gamma^(|dr| + |dc|), the Manhattan prior.
 """
 
-from paperworks.swin.gated_swinrmt.attention import AxisMasks, GatedRetention, ManhattanRetention
+from paperworks.swin.gated_swinrmt.attention import GatedRetention, ManhattanRetention
 from paperworks.swin.gated_swinrmt.blocks import RMTBlock, SwinRMTBlock
 from paperworks.swin.gated_swinrmt.checkpoints import load_rmt_state_dict
 from paperworks.swin.gated_swinrmt.convert import ClampedRetention, ShiftedRetention, convert_swin, heal
 from paperworks.swin.gated_swinrmt.decay import adaptive_window, balanced_alibi_slopes, manhattan_log_decay
+from paperworks.swin.gated_swinrmt.masks import AxisMasks
 from paperworks.swin.gated_swinrmt.network import (
     GatedSwinRMT,
     gated_swinrmt_retention,

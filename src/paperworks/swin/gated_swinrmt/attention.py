@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
@@ -12,46 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks.swin.gated_swinrmt.decay import distance_tables, manhattan_table, rotary_tables, rotate
-from paperworks.swin.gated_swinrmt.depthwise import add_depthwise
+from paperworks.swin.gated_swinrmt.depthwise import add_depthwise, by_tensors
+from paperworks.swin.gated_swinrmt.masks import AxisMasks
 from paperworks.swin.gated_swinrmt.passes import Passes, fused_passes
+from paperworks.swin.gated_swinrmt.projected import projected_passes
 
-__all__ = ["AxisMasks", "GatedRetention", "ManhattanRetention"]
+__all__ = ["GatedRetention", "ManhattanRetention"]
 
 Variant = Literal["retention", "swat"]
 VARIANTS = ("retention", "swat")
-BLOCKED = -50.0
-"""An additive mask at or below this means: may not attend."""
-
-
-@dataclass(frozen=True)
-class AxisMasks:
-    """Who may attend to whom inside the rows and inside the columns of each window.
-
-    Attributes:
-        rows: bool (nW, h or 1, w, w), True where a token of a row may attend to another.
-        columns: bool (nW, w or 1, h, h).
-        row_scores, column_scores: what is added to the scores, of the same shapes, or None.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    row_scores: Tensor | None = None
-    column_scores: Tensor | None = None
-
-    @property
-    def windows(self) -> int:
-        """nW."""
-        return self.rows.shape[0]
-
-    @staticmethod
-    def of(mask: Tensor, h: int, w: int) -> AxisMasks:
-        """The parts of a mask (nW, h w, h w), bool or additive, that the two passes look at."""
-        grid = mask.view(mask.shape[0], h, w, h, w)
-        rows = grid.diagonal(dim1=1, dim2=3).movedim(-1, 1)
-        columns = grid.diagonal(dim1=2, dim2=4).movedim(-1, 1)
-        if mask.dtype == torch.bool:
-            return AxisMasks(rows, columns)
-        return AxisMasks(rows > BLOCKED, columns > BLOCKED, rows, columns)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -157,10 +126,9 @@ class _Retention(nn.Module):
         return bias, None
 
     def _both_tables(
-        self, q: Tensor, masks: AxisMasks | None
+        self, q: Tensor, h: int, w: int, masks: AxisMasks | None
     ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
         """Tables of the width pass and of the height pass."""
-        _, h, w, _, _ = q.shape
         if masks is None:
             return self._tables(q, w, None, None), self._tables(q, h, None, None)
         return (
@@ -182,7 +150,7 @@ class _Retention(nn.Module):
 
     def _row_and_column_weights(self, q: Tensor, k: Tensor, masks: AxisMasks | None) -> tuple[Tensor, Tensor]:
         """P of the width pass (B, h, H, w, w), and of the height pass (B, w, H, h, h)."""
-        rows, columns = self._both_tables(q, masks)
+        rows, columns = self._both_tables(q, q.shape[1], q.shape[2], masks)
         return (
             self._weights(q.transpose(2, 3) @ k.permute(0, 1, 3, 4, 2), rows),
             self._weights(q.permute(0, 2, 3, 1, 4) @ k.permute(0, 2, 3, 4, 1), columns),
@@ -195,11 +163,17 @@ class _Retention(nn.Module):
         v = columns.to(v.dtype) @ v.permute(0, 3, 2, 1, 4)
         return v.permute(0, 3, 1, 2, 4)
 
-    def _mixed(self, x: Tensor, masks: AxisMasks | None) -> Tensor:
-        """O of (B, h, w, C): the passes, and LCE, the depthwise convolution of the values inside each window."""
-        (q, k), v = self._raw(x), self._values(x)
-        found = self._both_passes(q, k, v.unflatten(-1, q.shape[-2:]), masks)
-        return add_depthwise(self.lce, v, found.flatten(-2))
+    def _tables_of(self, like: Tensor, h: int, w: int, masks: AxisMasks | None) -> Passes:
+        """What the loops and the kernel need for q like `like`, of windows of h x w."""
+        width = self.dim // self.num_heads
+        return Passes(
+            rotary_tables(h, w, width, like.dtype, like.device) if self.rotary else None,
+            width**-0.5,
+            self._tables(like, w, None, None),
+            self._tables(like, h, None, None),
+            masks,
+            lambda: self._both_tables(like, h, w, masks),
+        )
 
     def _both_passes(self, q: Tensor, k: Tensor, v: Tensor, masks: AxisMasks | None) -> Tensor:
         """`_passes` of q and k as projected: in one go where that can be done."""
@@ -207,13 +181,32 @@ class _Retention(nn.Module):
         def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self._passes(*self._turned(q, k), v, masks)
 
-        rows, columns = self._both_tables(q, masks)
-        scale = q.shape[-1] ** -0.5
-        found = fused_passes(q, k, v, Passes(self._angles(q), scale, rows, columns, eager))
+        found = fused_passes(q, k, v, self._tables_of(q, q.shape[1], q.shape[2], masks), eager)
         return eager(q, k, v) if found is None else found
 
-    def _projected(self, o: Tensor, x: Tensor) -> Tensor:
-        return self.out_proj(o if self.gate is None else o * torch.sigmoid(self.gate(x)))
+    def _gated(self, x: Tensor, masks: AxisMasks | None) -> Tensor:
+        """O of (B, h, w, C), the passes, and LCE, the depthwise convolution of the values inside each window; gated."""
+        (q, k), v = self._raw(x), self._values(x)
+        found = self._both_passes(q, k, v.unflatten(-1, q.shape[-2:]), masks)
+        found = add_depthwise(self.lce, v, found.flatten(-2))
+        return found if self.gate is None else found * torch.sigmoid(self.gate(x))
+
+    def _gated_by_tensors(self, masks: AxisMasks | None, x: Tensor, *parameters: Tensor) -> Tensor:
+        """`_gated` of weights and biases given in the order of `projected_passes`, in tensor operations."""
+        pairs = zip(parameters[:-2:2], parameters[1:-2:2], strict=True)
+        q, k, v, *gates = (F.linear(x, weight, bias) for weight, bias in pairs)
+        if self.v_gate is not None:
+            v = F.silu(gates[0]) * v
+        q, k, values = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
+        lce = by_tensors(v, parameters[-2], parameters[-1])
+        found = self._passes(*self._turned(q, k), values, masks).flatten(-2) + lce
+        return found if self.gate is None else found * torch.sigmoid(gates[0])
+
+    def _attended(self, x: Tensor, masks: AxisMasks | None) -> Tensor:
+        found = projected_passes(
+            self, x, lambda: self._tables_of(x, x.shape[1], x.shape[2], masks), partial(self._gated_by_tensors, masks)
+        )
+        return self.out_proj(self._gated(x, masks) if found is None else found)
 
 
 class GatedRetention(_Retention):
@@ -310,7 +303,7 @@ class GatedRetention(_Retention):
         h, w = self._window(x)
         masks = self._masks(mask, x.shape[0], h, w)
         windows = x.view(x.shape[0], h, w, self.dim) if x.dim() == 4 else x.unflatten(1, (h, w))
-        return self._projected(self._mixed(windows, masks), windows).view(x.shape)
+        return self._attended(windows, masks).view(x.shape)
 
     def attention_map(self, x: Tensor, mask: Tensor | AxisMasks | None = None) -> Tensor:
         """How much every token takes of every other by both passes together, without LCE and gates.
@@ -384,7 +377,7 @@ class ManhattanRetention(_Retention):
         """(B, H, W, C) -> the same shape. Raises ValueError for another shape, TypeError for another dtype."""
         check_dtype(x, self.lce.weight)
         self._check(x)
-        return self._projected(self._mixed(x, None), x)
+        return self._attended(x, None) if self.decomposed else self.out_proj(self._gated(x, None))
 
     def attention_map(self, x: Tensor) -> Tensor:
         """How much every token takes of every other, without LCE: (B, heads, H W, H W)."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from paperworks.surgery.swin_parts import Attention, find_attentions
-from paperworks.swin.gated_swinrmt.attention import VARIANTS, AxisMasks, GatedRetention, Variant
+from paperworks.swin.gated_swinrmt.attention import VARIANTS, GatedRetention, Variant
+from paperworks.swin.gated_swinrmt.masks import AxisMasks
 from paperworks.swin.gated_swinrmt.windows import MapWindows
 
 __all__ = ["ClampedRetention", "ShiftedRetention", "convert_swin", "heal"]

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperworks import native
-from paperworks.swin import windows_cpu
-from paperworks.swin.windows_cpu import usable
+from paperworks.swin.windows_cpu import gelu, gelu_backward, usable
 
 __all__ = ["add_depthwise", "gelu_depthwise"]
 
@@ -36,7 +35,7 @@ def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def _untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+def untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is what it was built as: one that is wrapped, hooked or parametrised has to be called."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return type(layer) is kind and not any(hooks) and layer.bias is not None
@@ -45,7 +44,7 @@ def _untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
 def _looped(layer: nn.Conv2d, *tensors: Tensor) -> bool:
     """Whether the loops take these maps."""
     return (
-        _untouched(layer, nn.Conv2d)
+        untouched(layer, nn.Conv2d)
         and min(t.numel() for t in tensors) > 0
         and usable(*tensors, layer.weight, layer.bias)
         and _library() is not None
@@ -62,13 +61,13 @@ def add_depthwise(layer: nn.Conv2d, x: Tensor, base: Tensor | None = None) -> Te
 
 def gelu_depthwise(fc: nn.Linear, layer: nn.Conv2d, x: Tensor) -> Tensor:
     """u + the depthwise convolution of u, with u = GELU(fc(x)): (B, H, W, C) -> (B, H, W, C')."""
-    if not (_untouched(fc, nn.Linear) and _looped(layer, x) and usable(fc.weight, fc.bias)):
+    if not (untouched(fc, nn.Linear) and _looped(layer, x) and usable(fc.weight, fc.bias)):
         u = F.gelu(fc(x))
         return u + convolved(layer, u)
     hidden = F.linear(x, fc.weight)
     if not torch.is_grad_enabled():
         assert layer.bias is not None
-        windows_cpu._gelu(hidden, fc.bias.contiguous(), hidden)
+        gelu(hidden, fc.bias.contiguous(), hidden)
         return _run(hidden, _taps(layer.weight), layer.bias.contiguous(), hidden)
     found: Tensor = _Gelu.apply(hidden, fc.bias, layer.weight, layer.bias)
     return found
@@ -98,7 +97,8 @@ def _of_weights(x: Tensor, g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return d_taps.t().reshape(weight.shape), d_bias
 
 
-def _by_tensors(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def by_tensors(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The depthwise convolution of x (B, H, W, C)."""
     found = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
     return found.permute(0, 2, 3, 1)
 
@@ -123,7 +123,7 @@ class _Added(torch.autograd.Function):
         wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         d_base = g if not ctx.alone and ctx.needs_input_grad[1] else None
         if torch.is_grad_enabled():  # derivatives of these gradients are wanted
-            out = _by_tensors(x, weight, bias) + (x if ctx.alone else 0)
+            out = by_tensors(x, weight, bias) + (x if ctx.alone else 0)
             d_x, d_weight, d_bias = _again(out, (x, weight, bias), wanted, g)
             return d_x, d_base, d_weight, d_bias
         g = g.contiguous()
@@ -139,7 +139,7 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, offset = x.contiguous(), offset.contiguous()
         ctx.save_for_backward(x, offset, weight, bias)
-        u = windows_cpu._gelu(x, offset, torch.empty_like(x))
+        u = gelu(x, offset, torch.empty_like(x))
         return _run(u, _taps(weight), bias.contiguous(), u)
 
     @staticmethod
@@ -148,14 +148,12 @@ class _Gelu(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():
             u = F.gelu(x + offset)
-            return tuple(_again(u + _by_tensors(u, weight, bias), given, wanted, g))
+            return tuple(_again(u + by_tensors(u, weight, bias), given, wanted, g))
         g = g.contiguous()
         d_x = d_offset = d_weight = d_bias = None
         if any(wanted[2:]):
-            d_weight, d_bias = _of_weights(windows_cpu._gelu(x, offset, torch.empty_like(x)), g, weight)
+            d_weight, d_bias = _of_weights(gelu(x, offset, torch.empty_like(x)), g, weight)
         if any(wanted[:2]):
-            d_x = _run(g, _taps(weight), None, g, flipped=True)
-            pointers = (x.data_ptr(), offset.data_ptr(), d_x.data_ptr(), d_x.data_ptr())
-            windows_cpu._library().gelu_backward(*pointers, *windows_cpu._rows(x))
+            d_x = gelu_backward(x, offset, _run(g, _taps(weight), None, g, flipped=True))
             d_offset = d_x.flatten(0, 2).sum(0) if wanted[1] else None
         return d_x, d_offset, d_weight, d_bias

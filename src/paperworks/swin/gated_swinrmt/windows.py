@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from paperworks.swin.gated_swinrmt.attention import AxisMasks
 from paperworks.swin.gated_swinrmt.decay import adaptive_window, kept
+from paperworks.swin.gated_swinrmt.masks import AxisMasks
 from paperworks.swin.windows import cyclic_shift, pad_to_window, window_partition, window_reverse
 
 if TYPE_CHECKING:
