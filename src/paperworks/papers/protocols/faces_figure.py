@@ -45,7 +45,7 @@ def draw(figure: Any, results: Any) -> None:
             )  # fmt: skip
     axis.set(xlabel="better than guessing", yticks=range(len(tasks)), ylim=(len(tasks) - 0.4, -0.6))
     axis.set_yticklabels([*tasks[:-1], "mean"])
-    axis.legend(loc="upper right", fontsize=7)
+    axis.legend(loc="upper right", bbox_to_anchor=(1, 0.72), fontsize=7)  # beside the expressions, which are hard
     axis = right.subplots()
     for task, colour in (("age", orange), ("expression", blue), ("attributes", green)):
         shares = np.array([values for _, values in results.curves("levels-help", METHOD.name, f"levels: {task}")])
